@@ -1,0 +1,232 @@
+"""The configuration of a run: one typed section per concern, a sentence per field.
+
+A run's configuration is a YAML file and overrides; what comes out is frozen and complete, and `as_yaml` says it
+so that it reads back as the same. Every problem is reported at once, as one `ConfigError`:
+
+    configuration: 2 problems
+      model.n_layers: no such key; did you mean model.n_layer?
+      train.global_batch_size = 20: not a multiple of train.micro_batch_size = 8; take 16 or 24
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, field_validator
+
+from dsllm.errors import ConfigError
+from dsllm.registry import MODELS
+from dsllm.section import Section, raise_problems, unknown_key, validate
+
+Fraction = Field(ge=0, le=1)
+
+
+class ModelConfig(Section):
+    """What every model has; a model's own fields stand in the subclass beside it."""
+
+    name: str = "gpt2"
+    """The model, by its registered name."""
+    n_layer: PositiveInt = 12
+    """Layers that are executed for each token."""
+    n_head: PositiveInt = 6
+    """Attention heads; n_embd must divide by it."""
+    n_embd: PositiveInt = 192
+    """Width of the residual stream."""
+    context: PositiveInt = 256
+    """Tokens that the model sees at once; a training sample has one more."""
+    vocab_size: PositiveInt | None = None
+    """Rows of the embedding; by default the tokenizer's size, rounded up to a multiple of 64."""
+
+
+class DataConfig(Section):
+    """Where the tokens come from."""
+
+    path: str | list[str]
+    """A folder written by `python -m data_prep`, or several to blend."""
+    weights: list[PositiveFloat] | None = None
+    """With several folders: the share of the samples that each gives, any scale; by default equal shares."""
+    mask_documents: bool = False
+    """Keep attention within each document of a packed sample."""
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.path] if isinstance(self.path, str) else self.path
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.paths or not all(self.paths):
+            yield "path", "name a folder written by `python -m data_prep tokenize`"
+        if self.weights is not None and len(self.weights) != len(self.paths):
+            yield (
+                "weights",
+                f"{len(self.weights)} weights for {len(self.paths)} folders in data.path; give each one",
+            )
+
+
+class TrainConfig(Section):
+    """The optimizer, its schedule, and when to evaluate and save. Batch sizes count sequences."""
+
+    steps: PositiveInt = 1000
+    """Optimizer steps of the whole run."""
+    micro_batch_size: PositiveInt = 8
+    """Sequences per rank in one forward pass."""
+    global_batch_size: PositiveInt = 64
+    """Sequences per optimizer step over all ranks; accumulation follows from it and must come out whole."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """After the warm-up: cosine decay to the end, or stable and then a linear decay (warm-up–stable–decay)."""
+    warmup_tokens: NonNegativeInt | None = None
+    """Tokens over which the rate rises from 0 to its peak; by default a fiftieth of the run's."""
+    decay_tokens: NonNegativeInt | None = None
+    """wsd only: tokens of the decay at the run's end; by default a fifth of the run's."""
+    final_lr: float = Field(default=0.1, ge=0, le=1)
+    """The last learning rate, as a fraction of the peak."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW: decay of the mean of gradients."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """AdamW: decay of the mean of squared gradients."""
+    eps: PositiveFloat = 1e-8
+    """AdamW: added to the denominator."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """AdamW: decoupled decay of matrices; vectors (norms, biases) have none."""
+    grad_clip: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm; larger ones are scaled down before the step. 0: no clipping."""
+    seed: NonNegativeInt = 1337
+    """Of the initial weights and of the order of samples."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the hardware multiplies it fast, else fp32."""
+    ds_config: Path = Path("ds_configs/zero2.json")
+    """DeepSpeed's configuration; batch sizes, precision, clipping and optimizer come from here and are merged in."""
+    eval_every: NonNegativeInt = 250
+    """Steps between evaluations on the validation split; 0: never."""
+    eval_samples: PositiveInt | None = 512
+    """Samples of the validation split, evenly spaced, that an evaluation reads; none: all."""
+    test_samples: PositiveInt | None = None
+    """The same for the test split after training; none: all."""
+    checkpoint_every: NonNegativeInt = 500
+    """Steps between checkpoints; the last step always writes one. 0: only then."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+    activation_checkpointing: Literal["none", "all"] | PositiveInt = "none"
+    """Blocks whose activations are recomputed in the backward pass: none, all, or every k-th."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        micro = self.micro_batch_size
+        if self.global_batch_size % micro:
+            below = self.global_batch_size // micro * micro
+            cure = f"take {below} or {below + micro}" if below else f"take {micro}"
+            yield "global_batch_size", f"not a multiple of train.micro_batch_size = {micro}; {cure}"
+
+
+class MonitorConfig(Section):
+    """What is written while training."""
+
+    log_every: PositiveInt = 10
+    """Steps between training records and progress lines."""
+    tensorboard: bool = True
+    """Write the same scalars for TensorBoard."""
+
+
+class RunConfig(Section):
+    """All of a run. `from_file` reads what `as_yaml` says."""
+
+    run_dir: Path
+    """The run's folder; the same command on it resumes."""
+    model: SerializeAsAny[ModelConfig] = ModelConfig()
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    monitor: MonitorConfig = MonitorConfig()
+
+    @field_validator("run_dir")
+    @classmethod
+    def _named(cls, path: Path) -> Path:
+        if path == Path():
+            raise ValueError("name a folder for the run, as in runs/mine")
+        return path
+
+    @classmethod
+    def from_file(cls, path: str | Path, overrides: Sequence[str] = ()) -> "RunConfig":
+        """Read a YAML file and apply overrides of the form `section.key=value`, the value in YAML.
+
+        Raises `ConfigError` with every problem at once.
+        """
+        problems: list[str] = []
+        values = read_yaml(Path(path))
+        for override in overrides:
+            key, equals, text = override.partition("=")
+            if equals:
+                _assign(values, key, text, problems)
+            else:
+                problems.append(f"{override}: an override is written section.key=value")
+        return cls.from_values(values, problems)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], problems: Sequence[str] = ()) -> "RunConfig":
+        """The configuration from nested dictionaries; `problems` found before are reported with those found here."""
+        found = list(problems)
+        parts: dict[str, Any] = {}
+        for key, value in values.items():
+            section = cls.section_type(key, values, found)
+            if section is not None:
+                part, lines = validate(section, value, key)
+                found += lines
+                if part is not None:
+                    parts[key] = part
+            elif key in cls.model_fields and key != "model":
+                parts[key] = value
+            elif key not in cls.model_fields:
+                found.append(unknown_key("", str(key), list(cls.model_fields)))
+        if "data" not in values:
+            found.append("data.path: missing; name a folder written by `python -m data_prep tokenize`")
+        raise_problems(found + ([] if "run_dir" in values else ["run_dir: missing; name a folder, as in runs/mine"]))
+        config, lines = validate(cls, parts, "")
+        raise_problems(lines)
+        assert config is not None
+        return config
+
+    @classmethod
+    def section_type(cls, key: str, values: dict[str, Any], problems: list[str]) -> type[Section] | None:
+        """The section behind a top-level key; the model's is the one of the model that `values` names."""
+        if key == "model":
+            model = values.get("model")
+            name = model.get("name", ModelConfig().name) if isinstance(model, dict) else ModelConfig().name
+            try:
+                return MODELS[str(name)].Config
+            except ConfigError as error:
+                problems.append(f"model.name = {name}: {str(error).partition(': ')[2]}")
+                return None
+        field = cls.model_fields.get(key)
+        annotation = field.annotation if field else None
+        return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+    def as_yaml(self) -> str:
+        """The full resolved configuration, readable by `from_file`."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping; `ConfigError` if it is missing or is no mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a file as in launch/recipes/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())}); mend the file") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no sections; see launch/recipes/ for the form")
+    return values
+
+
+def _assign(values: dict[str, Any], key: str, text: str, problems: list[str]) -> None:
+    """Set the dotted `key` in nested dictionaries to the YAML value `text`."""
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            problems.append(f"{key}: {section} is no section")
+            return
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        problems.append(f"{key} = {text}: not a YAML value; quote it")

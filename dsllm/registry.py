@@ -1,0 +1,51 @@
+"""Names for parts that a user may add to: models today, growth operators and policies beside them.
+
+MODELS = Registry("model", {"gpt2": "dsllm.models.gpt2:GPT2"})
+MODELS["gpt2"]                  imports dsllm.models.gpt2, and only now
+@MODELS.register("mine")        a user's own, from any file
+"""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, Generic, TypeVar
+
+from dsllm.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Maps a name to a thing, or to `module:attribute` where it lies until it is asked for."""
+
+    def __init__(self, kind: str, built_in: dict[str, str]):
+        self.kind = kind
+        self._entries: dict[str, T | str] = dict(built_in)
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: make the thing known by `name`. Raises `ConfigError` if the name is taken by another."""
+
+        def add(thing: T) -> T:
+            if self._entries.setdefault(name, thing) is not thing:
+                raise ConfigError(f"{self.kind} {name!r} is registered already; take another name")
+            return thing
+
+        return add
+
+    def names(self) -> list[str]:
+        return sorted(self._entries)
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._entries:
+            close = get_close_matches(name, self.names(), n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(self.names())}"
+            raise ConfigError(f"{self.kind} {name!r}: no such {self.kind}; {hint}")
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, attribute = entry.split(":")
+            entry = self._entries[name] = getattr(import_module(module), attribute)
+        return entry
+
+
+MODELS: "Registry[Any]" = Registry("model", {"gpt2": "dsllm.models.gpt2:GPT2"})
+"""Model classes: subclasses of `LanguageModel`, each with its section as the attribute `Config`."""

