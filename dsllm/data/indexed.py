@@ -23,8 +23,8 @@ import os
 import struct
 from array import array
 from bisect import bisect_right
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -80,7 +80,7 @@ class IndexedWriter:
     Leaving the `with` block without `finish`, by an exception or not, removes what was written.
 
     Raises:
-        DataError: an empty document, a token id that `dtype` cannot hold, a disk that is full, a folder that is missing.
+        DataError: an empty document, a token id that `dtype` cannot hold, a full disk, a missing folder.
     """
 
     def __init__(self, prefix: Path, dtype: npt.DTypeLike) -> None:
@@ -175,10 +175,8 @@ class IndexedWriter:
 
     def abort(self) -> None:
         """Removes what was written under temporary names; a finished pair stays."""
-        try:
+        with suppress(OSError):  # a full disk fails again in the flush of close(); the file goes away in the next line
             self._file.close()
-        except OSError:
-            pass  # a full disk fails again on the flush in close(); the file goes away in the next line
         temporary(self._bin).unlink(missing_ok=True)
         temporary(self._idx).unlink(missing_ok=True)
 
@@ -223,6 +221,7 @@ class IndexedPair:
         self._sizes = index[HEADER.size :][: 4 * n].view("<i4")
         self._offsets = index[HEADER.size + 4 * n :][: 8 * n].view("<i8")
         self._document_index = index[HEADER.size + 12 * n :].view("<i8")
+        self._checked = False
         self._check_ends()
         self.tokens = _mapped(self._bin, self.dtype)
         """The whole stream, shape (tokens,)."""
@@ -236,17 +235,19 @@ class IndexedPair:
         with os_errors_named(self._bin):
             actual = self._bin.stat().st_size
         if actual != counted:
-            hint = ""
-            if actual > counted and self._offsets[0] == 0:
-                hint = " (Megatron-DeepSpeed's --append-eod leaves the end-of-text tokens out of its index)"
+            one_each = actual - counted == self.documents * self.dtype.itemsize
+            trap = " (one token more per document: Megatron-DeepSpeed's --append-eod leaves it out of the index)"
+            hint = trap if one_each else ""
             raise DataError(f"{self._bin}: {actual:,} bytes, but its index counts {counted:,}{hint}; {REPREPARE}")
 
     def check_index(self) -> None:
-        """Checks every row of the index, in constant memory.
+        """Checks every row of the index, in constant memory, unless that was done before.
 
         Raises:
             DataError: sizes, offsets or documents that contradict each other.
         """
+        if self._checked:
+            return
         n, itemsize, offset = len(self._sizes), self.dtype.itemsize, 0
         for start in range(0, n, INDEX_ROWS):
             sizes = self._sizes[start : start + INDEX_ROWS].astype(np.int64)
@@ -265,22 +266,18 @@ class IndexedPair:
             if steps.min() < 1:
                 document = start + int(np.argmin(steps))
                 raise DataError(f"{self._idx}: document {document} holds {steps.min()} sequences; {REPREPARE}")
-
-    @cached_property
-    def _checked(self) -> bool:
-        self.check_index()
-        return True
+        self._checked = True
 
     @property
     def sizes(self) -> npt.NDArray[np.int32]:
         """Tokens in each sequence, shape (N,)."""
-        assert self._checked
+        self.check_index()
         return self._sizes
 
     @property
     def offsets(self) -> npt.NDArray[np.int64]:
         """Position in `tokens` of each sequence's first token, shape (N,)."""
-        assert self._checked
+        self.check_index()
         return self._offsets // self.dtype.itemsize
 
     @property
@@ -295,7 +292,7 @@ class IndexedPair:
 
     def starts_between(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """The document starts p with start < p < stop, without reading the rest of the index."""
-        assert self._checked
+        self.check_index()
 
         def position(document: int) -> int:
             return int(self._offsets[self._document_index[document]]) // self.dtype.itemsize
@@ -306,7 +303,7 @@ class IndexedPair:
 
     def document(self, i: int) -> npt.NDArray[np.integer]:
         """The tokens of document `i`, shape (n,), a view of the map."""
-        assert self._checked
+        self.check_index()
         first, last = (int(sequence) for sequence in self._document_index[i : i + 2])
         start = int(self._offsets[first]) // self.dtype.itemsize
         end = int(self._offsets[last - 1]) // self.dtype.itemsize + int(self._sizes[last - 1])
@@ -320,8 +317,9 @@ class IndexedPair:
 def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
     """A file as one flat read-only array."""
     with os_errors_named(path):
-        if path.stat().st_size < dtype.itemsize:
-            raise DataError(f"{path}: {path.stat().st_size} bytes, too few to hold anything; {REPREPARE}")
+        size = path.stat().st_size
+        if size == 0 or size % dtype.itemsize:
+            raise DataError(f"{path}: {size:,} bytes, not a whole number of {dtype.name} values; {REPREPARE}")
         mapped = np.memmap(path, dtype=dtype, mode="r")
     # A plain array over the map: slices of np.memmap carry a Python subclass's bookkeeping in every operation.
     return np.asarray(mapped)
