@@ -17,5 +17,11 @@ check: env
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Exact versions of everything, for every supported Python.
+lock: env
+	$(VENV)/bin/python -m pip install -q uv
+	$(VENV)/bin/uv pip compile -q --universal --python-version 3.10 --extra test --no-annotate --no-header \
+	    --constraint <(echo torch==2.13.0) -o constraints.txt setup.py
+
 test: env check
 	$(VENV)/bin/python -m pytest

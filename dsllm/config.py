@@ -102,8 +102,8 @@ class TrainConfig(Section):
     """Steps between evaluations on the validation split; 0: never."""
     eval_samples: PositiveInt | None = 512
     """Samples of the validation split, evenly spaced, that an evaluation reads; none: all."""
-    test_samples: PositiveInt | None = None
-    """The same for the test split after training; none: all."""
+    test_samples: NonNegativeInt | None = None
+    """The same for the test split after training; none: all; 0: no test."""
     checkpoint_every: NonNegativeInt = 500
     """Steps between checkpoints; the last step always writes one. 0: only then."""
     keep_checkpoints: PositiveInt = 2

@@ -74,9 +74,11 @@ def raise_problems(problems: list[str]) -> None:
 
 
 def describe(section: type[Section], at: str) -> Iterator[str]:
-    """A line per field: its dotted key, type, default and documentation, for `--help`."""
+    """Two lines per field that is no section itself: its dotted key, type and default, and its documentation."""
     for name, field in section.model_fields.items():
         annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            continue
         kind = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
         default = "required" if field.is_required() else f"default {field.default}"
         yield f"  --{dotted(at, name)}  ({kind.replace('NoneType', 'None')}; {default})"

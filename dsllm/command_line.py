@@ -1,0 +1,75 @@
+"""The command line of the launch scripts: a configuration file, and any of its keys.
+
+--config launch/recipes/demo_gpt2.yaml --train.steps 100 --model.n_layer=2 --fresh
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dsllm.config import ModelConfig, RunConfig
+from dsllm.errors import ConfigError
+from dsllm.registry import MODELS
+from dsllm.section import Section, describe
+
+LAUNCHER = "local_rank"
+"""Given to every rank by the `deepspeed` launcher; the environment says the same."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What stood on the command line."""
+
+    config: RunConfig
+    fresh: bool
+    """Set aside what the run's folder holds, and start over."""
+
+
+def parse(argv: Sequence[str], usage: str) -> Arguments:
+    """Read `argv` (without the program's name). `--help` prints `usage` and every option, and exits.
+
+    Raises `ConfigError` with all problems of the configuration, or the first of the command line itself.
+    """
+    path, fresh, overrides = None, False, []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--"):
+            raise ConfigError(f"{word!r}: an option was expected, as in --train.steps 100; see --help")
+        key, equals, value = word[2:].partition("=")
+        if key == "help":
+            sys.stdout.write("\n".join(help_lines(usage)) + "\n")
+            raise SystemExit(0)
+        if key == "fresh" and not equals:
+            fresh = True
+            continue
+        if not equals:
+            value = _value(words, key)
+        if key == "config":
+            path = value
+        elif key != LAUNCHER:
+            overrides.append(f"{key}={value}")
+    if path is None:
+        raise ConfigError("--config: missing; give a recipe, as in --config launch/recipes/demo_gpt2.yaml")
+    return Arguments(RunConfig.from_file(path, overrides), fresh)
+
+
+def help_lines(usage: str) -> Iterable[str]:
+    """The usage, and a line or two for every key of the configuration."""
+    yield usage
+    yield ""
+    yield from describe(RunConfig, "")
+    for name, field in RunConfig.model_fields.items():
+        section = field.annotation
+        if name == "model":
+            for model in MODELS.names():
+                yield f"\nmodel, with --model.name {model}: {' '.join((MODELS[model].Config.__doc__ or '').split())}"
+                yield from describe(MODELS[model].Config, "model")
+        elif isinstance(section, type) and issubclass(section, Section) and not issubclass(section, ModelConfig):
+            yield f"\n{name}: {' '.join((section.__doc__ or '').split())}"
+            yield from describe(section, name)
+
+
+def _value(words: Iterable[str], key: str) -> str:
+    for word in words:
+        return word
+    raise ConfigError(f"--{key}: a value must follow it")

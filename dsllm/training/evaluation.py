@@ -1,0 +1,75 @@
+"""Loss and bits per byte of a split: every sample once, the same figure for every number of ranks.
+
+    bits per byte = sum of nats / (ln 2 · UTF-8 bytes of the scored text)
+
+The bytes are those of the scored tokens themselves, so tokenizers and contexts can be compared; end-of-text has none.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dsllm.data.batches import EvaluationBatch
+
+IGNORED = -100
+"""A target that is not scored."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a split's samples cost."""
+
+    loss: float
+    """Nats per token."""
+    bits_per_byte: float
+    tokens: int
+    """Tokens scored."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), kept finite."""
+        return math.exp(min(self.loss, 700.0))
+
+    def __str__(self) -> str:
+        return f"loss {self.loss:.4f} nats per token, {self.bits_per_byte:.4f} bits per byte, {self.tokens:,} tokens"
+
+
+def evaluate(
+    model: Callable[..., Any],
+    batches: Iterable[EvaluationBatch],
+    token_bytes: np.ndarray,
+    device: torch.device,
+    total: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
+    stop: Callable[[], Any] = lambda: False,
+) -> Evaluation | None:
+    """Score batches with a model in eval mode.
+
+    Args:
+        model: called as a `LanguageModel` with input_ids, targets (B, T) and document_ids.
+        token_bytes: (V,) UTF-8 bytes of each token, 0 for end-of-text.
+        total: the sum of a tensor over all ranks; by default there is one rank.
+        stop: asked before each batch; if it says so the evaluation is given up and None returned.
+    """
+    nats, scored, text_bytes = 0.0, 0, 0
+    with torch.no_grad():
+        for batch in batches:
+            if stop():
+                return None
+            targets = np.where(batch.valid[:, None], batch.tokens[:, 1:], IGNORED)
+            counted = targets[batch.valid]
+            ids = None if batch.document_ids is None else torch.from_numpy(batch.document_ids).to(device)
+            loss = model(
+                torch.from_numpy(batch.tokens[:, :-1].copy()).to(device),
+                targets=torch.from_numpy(targets).to(device),
+                document_ids=ids,
+            ).loss
+            if counted.size:  # the mean over no targets is no number; the forward pass itself runs on all ranks alike
+                nats += float(loss) * counted.size
+            scored += counted.size
+            text_bytes += int(token_bytes[counted].sum())
+    sums = total(torch.tensor([nats, scored, text_bytes], dtype=torch.float64)).tolist()
+    return Evaluation(sums[0] / sums[1], sums[0] / (math.log(2) * max(sums[2], 1)), int(sums[1]))

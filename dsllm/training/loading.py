@@ -1,0 +1,36 @@
+"""A trained model out of a run or a checkpoint, whatever ZeRO stage wrote it, without an accelerator or a launcher."""
+
+from pathlib import Path
+
+import torch
+
+from dsllm.errors import CheckpointError
+from dsllm.models import build_model
+from dsllm.models.language_model import LanguageModel
+from dsllm.training.checkpoints import Checkpoint, find_checkpoint
+
+
+def load_model(path: str | Path) -> LanguageModel:
+    """The model of a checkpoint, or of the newest complete one of a run, in fp32 on the CPU and in eval mode.
+
+    Raises `CheckpointError` if there is none, or if its weights do not fit its configuration. Checkpoints are
+    DeepSpeed's pickles: load only those of your own runs.
+    """
+    checkpoint = find_checkpoint(Path(path))
+    model = build_model(checkpoint.config().model)
+    try:
+        model.load_state_dict(_weights(checkpoint))
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint.path}: its weights do not fit its config.yaml: {error}") from None
+    return model.eval()
+
+
+def _weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    if checkpoint.zero_stage == 0:
+        states = checkpoint.path / "mp_rank_00_model_states.pt"
+        module = torch.load(states, map_location="cpu", weights_only=False)["module"]
+        return {name: tensor.float() for name, tensor in module.items()}
+    # Joins the ranks' parts of the fp32 master weights.
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)

@@ -1,0 +1,128 @@
+"""What a run says while it trains: records in metrics.jsonl, scalars for TensorBoard, a line on the terminal.
+
+    {"kind": "train", "step": 100, "tokens": 819200, "loss": 5.31, "lr": 0.001, …}
+    {"kind": "eval", "split": "val", "step": 100, "tokens": 819200, "loss": 5.4, "bits_per_byte": 2.1, …}
+    {"kind": "event", "step": 100, "event": "resume", "time": "2026-01-31T12:00:00+00:00", …}
+
+Resuming at step 100 first drops what an earlier start recorded after it, so that no point is there twice.
+"""
+
+import json
+import math
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from dsllm.config import MonitorConfig
+from dsllm.training.evaluation import Evaluation
+from dsllm.training.progress import Progress
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """A run's records in order; a last line that was cut by a kill is left out."""
+    records = []
+    path = run_dir / METRICS
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+class Monitor:
+    """Writes the records of a run from step `progress.step` on; made on rank 0 alone."""
+
+    def __init__(self, run_dir: Path, config: MonitorConfig, progress: Progress, steps: int):
+        self.run_dir = run_dir
+        self.steps = steps
+        kept = [record for record in read_metrics(run_dir) if record["step"] <= progress.step]
+        self._evaluated = {(r["split"], r["step"]) for r in kept if r["kind"] == "eval"}
+        self._replace(run_dir / METRICS, kept)
+        self._file = (run_dir / METRICS).open("a", encoding="utf-8")
+        self._board = None
+        if config.tensorboard:
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=progress.step + 1)
+
+    def begin(self, progress: Progress, resumed: bool, facts: dict[str, Any]) -> None:
+        """Record a start or a resumption and say what begins, what changed and what was passed over."""
+        self.event(progress, "resume" if resumed else "start", **facts)
+        print(f"{self.run_dir}: {'resumes at' if resumed else 'starts, '}step {progress.step} of {self.steps}")
+        print(
+            f"  {facts['parameters']:,} parameters, {facts['world_size']} ranks, ZeRO {facts['zero_stage']}, "
+            f"{facts['precision']}, {facts['tokens_per_step']:,} tokens a step"
+        )
+        for label in ("changed", "set_aside", "incomplete"):
+            if facts[label]:
+                print(f"  {label.replace('_', ' ')}: {facts[label]}")
+        if self._board is not None:
+            print(f"  tensorboard --logdir {self.run_dir / 'tensorboard'}", flush=True)
+
+    def train(self, progress: Progress, values: dict[str, float | None]) -> None:
+        """Record a training step: loss (nats per token), lr, grad_norm, tokens_per_second, step_seconds, …"""
+        self._record("train", progress, {**values, "flops": progress.flops})
+        self._scalars("train", progress, values)
+        left = (self.steps - progress.step) * (values["step_seconds"] or 0.0)
+        print(
+            f"step {progress.step:>{len(str(self.steps))}}/{self.steps}  loss {values['loss']:.4f}  "
+            f"lr {values['lr']:.2e}  {values['tokens_per_second']:,.0f} tokens/s  {_duration(left)} left",
+            flush=True,
+        )
+
+    def evaluation(self, progress: Progress, split: str, result: Evaluation, seconds: float) -> None:
+        """Record what an evaluation gave and the seconds it took."""
+        values: dict[str, float | None] = {
+            "loss": result.loss,
+            "bits_per_byte": result.bits_per_byte,
+            "perplexity": result.perplexity,
+        }
+        self._record("eval", progress, {"split": split, **values, "scored_tokens": result.tokens, "seconds": seconds})
+        self._scalars(split, progress, values)
+        self._evaluated.add((split, progress.step))
+        print(f"{split} at step {progress.step}: {result}", flush=True)
+
+    def knows(self, split: str, step: int) -> bool:
+        """Whether a split's evaluation at this step is recorded already."""
+        return (split, step) in self._evaluated
+
+    def event(self, progress: Progress, event: str, **facts: Any) -> None:
+        """Record a start, a resumption, a skipped step, a signal, an end."""
+        self._record("event", progress, {"event": event, "time": datetime.now(timezone.utc).isoformat(), **facts})
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _record(self, kind: str, progress: Progress, values: dict[str, Any]) -> None:
+        # JSON knows no NaN: a value that is not finite is null.
+        values = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
+        line = {"kind": kind, "step": progress.step, "tokens": progress.tokens, **values}
+        self._file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
+        self._file.flush()
+
+    def _scalars(self, group: str, progress: Progress, values: dict[str, float | None]) -> None:
+        if self._board is None:
+            return
+        for name, value in values.items():
+            if value is not None:
+                self._board.add_scalar(f"{group}/{name}", value, progress.step)
+                self._board.add_scalar(f"{group} by tokens/{name}", value, progress.tokens)
+        self._board.flush()
+
+    @staticmethod
+    def _replace(path: Path, records: list[dict[str, Any]]) -> None:
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

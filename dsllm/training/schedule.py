@@ -1,0 +1,53 @@
+"""The learning rate as a pure function of the tokens trained on, so that a run may resume anywhere.
+
+rate                cosine                      rate             warm-up–stable–decay
+lr ─      ╭──╮                                  lr ─   ╭───────────────╮
+         ╱    ╲___                                    ╱                 ╲
+0 ─     ╱         ‾‾── final_lr · lr            0 ─  ╱                   ╲ final_lr · lr
+       warm-up          tokens                      warm-up          decay_tokens
+"""
+
+import math
+from dataclasses import dataclass
+
+from dsllm.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`lr(tokens)` is the learning rate of the step that begins after `tokens` tokens.
+
+    cosine: Loshchilov and Hutter, 1608.03983; warm-up–stable–decay: MiniCPM, 2404.06395, section 4,
+    with a linear decay.
+    """
+
+    kind: str
+    peak: float
+    final: float
+    """The last rate, as a fraction of the peak."""
+    total: int
+    warmup: int
+    decay: int
+    """Length of the decay; all that follows the warm-up for cosine."""
+
+    @classmethod
+    def of(cls, train: TrainConfig, tokens_per_step: int) -> "Schedule":
+        """The schedule of a run: by default a fiftieth warms up, and with wsd a fifth decays."""
+        total = train.steps * tokens_per_step
+        warmup = total // 50 if train.warmup_tokens is None else train.warmup_tokens
+        rest = max(total - warmup, 0)
+        decay = rest
+        if train.schedule == "wsd":
+            decay = min(rest, total // 5 if train.decay_tokens is None else train.decay_tokens)
+        return cls(train.schedule, train.lr, train.final_lr, total, warmup, decay)
+
+    def lr(self, tokens: int) -> float:
+        if tokens < self.warmup:
+            # Not zero at the first step: its batch is trained on too.
+            return self.peak * max(tokens, self.warmup / 100) / self.warmup
+        begun = tokens - (self.total - self.decay)
+        if begun <= 0 or self.decay == 0:
+            return self.peak
+        done = min(begun / self.decay, 1.0)
+        left = (1 + math.cos(math.pi * done)) / 2 if self.kind == "cosine" else 1 - done
+        return self.peak * (self.final + (1 - self.final) * left)

@@ -1,0 +1,49 @@
+"""Signals ask for a stop; the ranks agree on it at the end of a step, so that all write the same checkpoint.
+
+SIGTERM (a scheduler, the launcher), SIGUSR1 (a scheduler's early warning) and SIGINT (Ctrl-C). The launcher sends its
+ranks SIGTERM one after the other, with up to 30 s for each, so a rank must not wait for its own: any rank's is all's.
+"""
+
+import signal
+from types import FrameType, TracebackType
+
+from dsllm.training.world import World
+
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has written a complete checkpoint."""
+
+    def __init__(self, signum: int):
+        self.signal_name = signal.Signals(signum).name
+        super().__init__(f"stopped by {self.signal_name}")
+        self.exit_code = 130 if signum == signal.SIGINT else 143
+
+
+class StopSignals:
+    """Within it the stopping signals are noted; `agreed` says on all ranks alike whether any rank has had one."""
+
+    def __init__(self, world: World):
+        self.world = world
+        self._received = 0
+        self._agreed = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {signum: signal.signal(signum, self._note) for signum in STOPPING}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]
+
+    def agreed(self) -> int:
+        """The signal to stop for, 0 if none; a collective call over the ranks."""
+        if not self._agreed:
+            self._agreed = self.world.maximum(self._received)
+        return self._agreed
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        # The first one counts: a Ctrl-C reaches the ranks before the SIGTERM of the launcher that it ends.
+        self._received = self._received or signum

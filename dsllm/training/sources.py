@@ -1,0 +1,69 @@
+"""A run's data: its splits, opened and checked against its model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from numpy import typing as npt
+
+from dsllm.config import RunConfig
+from dsllm.data.blend import Blend
+from dsllm.data.dataset import SampleSource, TokenDataset
+from dsllm.errors import DataError
+from dsllm.tokenizer import Tokenizer, tokenizer_of
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass of training sees, on the device."""
+
+    input_ids: torch.Tensor
+    """(B, T) int64."""
+    targets: torch.Tensor
+    """(B, T) int64: the token after each."""
+    document_ids: torch.Tensor | None
+    """(B, T) int64 with data.mask_documents, else None."""
+
+    @classmethod
+    def on(cls, device: torch.device, tokens: npt.NDArray, document_ids: npt.NDArray | None) -> "MicroBatch":
+        """From samples (B, T + 1); the copies to a GPU do not wait for it."""
+        both = torch.from_numpy(tokens).to(device, non_blocking=True)
+        ids = None if document_ids is None else torch.from_numpy(document_ids).to(device, non_blocking=True)
+        return cls(both[:, :-1], both[:, 1:], ids)
+
+
+def resolve_vocabulary(config: RunConfig) -> tuple[RunConfig, Tokenizer]:
+    """The configuration with `model.vocab_size` filled in, and the tokenizer of the data.
+
+    Raises `DataError` if the vocabulary is smaller than the tokenizer's, or the folders' tokenizers differ.
+    """
+    tokenizer = tokenizer_of(Path(config.data.paths[0]))
+    for path in config.data.paths[1:]:
+        other = tokenizer_of(Path(path))
+        if other.vocab_sha256 != tokenizer.vocab_sha256:
+            raise DataError(
+                f"data.path: {path} holds tokens of {other.name}, {config.data.paths[0]} of {tokenizer.name}; "
+                f"blend folders of one tokenizer"
+            )
+    size = config.model.vocab_size
+    if size is None:
+        size = (tokenizer.size + 63) // 64 * 64  # matrix units want multiples; the rows beyond are never a target
+    elif size < tokenizer.size:
+        raise DataError(
+            f"model.vocab_size = {size}: smaller than the {tokenizer.size} tokens of {tokenizer.name} in "
+            f"{config.data.paths[0]}; leave it out, or take at least {tokenizer.size}"
+        )
+    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})}), tokenizer
+
+
+def open_splits(config: RunConfig) -> dict[str, SampleSource]:
+    """The splits that the run reads: train, and val and test where it evaluates on them."""
+    wanted = {"train": True, "val": config.train.eval_every > 0, "test": config.train.test_samples != 0}
+    return {split: open_split(config, split) for split, needed in wanted.items() if needed}
+
+
+def open_split(config: RunConfig, split: str) -> SampleSource:
+    """One split of the run's data folder, or the blend of it from several."""
+    data = config.data
+    folders = [TokenDataset(Path(path), split, config.model.context) for path in data.paths]
+    return folders[0] if len(folders) == 1 else Blend(folders, data.weights or [1.0] * len(folders))
