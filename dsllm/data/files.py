@@ -9,9 +9,11 @@ fixed, so the next run of a killed command writes over what was left.
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from dsllm.errors import DataError
 
@@ -43,8 +45,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content`; a kill at any moment leaves the old file or the new one.
+def write_stream(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Replaces `path` by the chunks one after the other; a kill at any moment leaves the old file or the new one.
 
     Raises:
         DataError: the folder is missing, read-only or full; nothing half-written is left.
@@ -53,7 +55,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     with os_errors_named(path):
         try:
             with draft.open("wb") as file:
-                file.write(content)
+                for chunk in chunks:
+                    file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(path)
@@ -61,6 +64,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             draft.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """`write_stream` of a content that is there as a whole."""
+    write_stream(path, [content])
 
 
 def sha256_of(path: Path) -> str:
@@ -74,3 +82,22 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def mapped(path: Path, dtype: np.dtype, offset: int = 0) -> np.ndarray:
+    """The values of a file from byte `offset` on, shape (values,), read-only and read as they are touched.
+
+    The map lives as long as any view of it: closing one under a view would crash the process.
+
+    Raises:
+        DataError: missing, unreadable, or not a whole, positive number of values.
+    """
+    with os_errors_named(path):
+        size = path.stat().st_size
+        if size <= offset or (size - offset) % dtype.itemsize:
+            wanted = f"{dtype.name} values" + (f" after a header of {offset:,}" if offset else "")
+            raise DataError(
+                f"{path}: {size:,} bytes, not a whole number of {wanted}; it was cut off or is another format"
+            )
+        # A plain array over the map: slices of np.memmap carry a subclass's bookkeeping through every operation.
+        return np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=offset))

@@ -31,7 +31,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from dsllm.data.files import os_errors_named, sync_folder, temporary
+from dsllm.data.files import mapped, os_errors_named, sync_folder, temporary
 from dsllm.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -202,7 +202,7 @@ class IndexedPair:
     def __init__(self, prefix: Path) -> None:
         self.prefix = Path(prefix)
         self._bin, self._idx = bin_path(self.prefix), idx_path(self.prefix)
-        index = _mapped(self._idx, np.dtype(np.uint8))
+        index = mapped(self._idx, np.dtype(np.uint8))
         if len(index) < HEADER.size:
             raise DataError(f"{self._idx}: {len(index)} bytes, its header alone has {HEADER.size}; {REPREPARE}")
         magic, version, code, n, d = HEADER.unpack(index[: HEADER.size].tobytes())
@@ -223,7 +223,7 @@ class IndexedPair:
         self._document_index = index[HEADER.size + 12 * n :].view("<i8")
         self._checked = False
         self._check_ends()
-        self.tokens = _mapped(self._bin, self.dtype)
+        self.tokens = mapped(self._bin, self.dtype)
         """The whole stream, shape (tokens,)."""
 
     def _check_ends(self) -> None:
@@ -301,25 +301,18 @@ class IndexedPair:
         last = bisect_right(range(self.documents), stop - 1, key=position)
         return self._offsets[self._document_index[first:last]] // self.dtype.itemsize
 
+    def document_ends(self, first: int, last: int) -> npt.NDArray[np.int64]:
+        """One past the last token of the documents first to last - 1, shape (at most last - first,)."""
+        self.check_index()
+        final = self._document_index[first + 1 : last + 1] - 1
+        return self._offsets[final] // self.dtype.itemsize + self._sizes[final]
+
     def document(self, i: int) -> npt.NDArray[np.integer]:
         """The tokens of document `i`, shape (n,), a view of the map."""
         self.check_index()
-        first, last = (int(sequence) for sequence in self._document_index[i : i + 2])
-        start = int(self._offsets[first]) // self.dtype.itemsize
-        end = int(self._offsets[last - 1]) // self.dtype.itemsize + int(self._sizes[last - 1])
-        return self.tokens[start:end]
+        start = int(self._offsets[self._document_index[i]]) // self.dtype.itemsize
+        return self.tokens[start : self.document_ends(i, i + 1)[0]]
 
     def __len__(self) -> int:
         """Documents."""
         return self.documents
-
-
-def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
-    """A file as one flat read-only array."""
-    with os_errors_named(path):
-        size = path.stat().st_size
-        if size == 0 or size % dtype.itemsize:
-            raise DataError(f"{path}: {size:,} bytes, not a whole number of {dtype.name} values; {REPREPARE}")
-        mapped = np.memmap(path, dtype=dtype, mode="r")
-    # A plain array over the map: slices of np.memmap carry a Python subclass's bookkeeping in every operation.
-    return np.asarray(mapped)

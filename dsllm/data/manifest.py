@@ -79,9 +79,23 @@ class Manifest(_Record):
     shards: list[ShardInfo]
     """In the order in which a split's tokens are read."""
 
-    def of_split(self, split: str) -> list[ShardInfo]:
-        """The shards of one split, in order; empty if there is none."""
-        return [shard for shard in self.shards if shard.split == split]
+    def shards_of(self, split: str, folder: Path) -> list[ShardInfo]:
+        """The shards of one split, in order.
+
+        Raises:
+            DataError: the split has none, or the preparation of `folder` has not ended.
+        """
+        if not self.complete:
+            raise DataError(
+                f"{folder}: its preparation did not end; run the same `data_prep` command again, it goes on"
+            )
+        shards = [shard for shard in self.shards if shard.split == split]
+        if not shards:
+            there = ", ".join(self.splits) or "none"
+            raise DataError(
+                f"{folder}: no split {split!r}, there are: {there}; prepare it with such a share or more text"
+            )
+        return shards
 
     @property
     def splits(self) -> list[str]:

@@ -1,0 +1,88 @@
+"""The checks of a data folder that read all of it: what opening it leaves out because it must be quick.
+
+manifest         readable, complete
+each .idx        its SHA-256, every row
+each .bin        its SHA-256, every token id in the vocabulary, an end-of-text token at the end of every document
+the folder       no token files that the manifest does not know
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dsllm.data.files import sha256_of
+from dsllm.data.indexed import REPREPARE, bin_path, idx_path
+from dsllm.data.manifest import Manifest, ShardInfo
+from dsllm.data.shards import open_shard
+from dsllm.errors import DataError
+
+CHUNK_TOKENS = 1 << 22
+CHUNK_DOCUMENTS = 1 << 20
+
+
+@dataclass
+class VerifyReport:
+    """What was checked, and what was wrong with it."""
+
+    manifest: Manifest
+    problems: list[str] = field(default_factory=list)
+    """One message each, with the thing, its value and the cure; empty if all is well."""
+
+    @property
+    def sound(self) -> bool:
+        return not self.problems
+
+
+def verify_folder(path: Path, progress: Callable[[ShardInfo], object] = lambda shard: None) -> VerifyReport:
+    """Reads a data folder from end to end and gathers everything that is wrong with it.
+
+    Args:
+        path: the folder.
+        progress: called after each shard.
+
+    Raises:
+        DataError: no readable manifest, so that there is nothing to check against.
+    """
+    folder = Path(path)
+    report = VerifyReport(Manifest.read(folder))
+    if not report.manifest.complete:
+        report.problems.append(
+            f"{folder}: its preparation did not end; run the same `data_prep` command again, it goes on"
+        )
+    for shard in report.manifest.shards:
+        try:
+            _verify_shard(folder, shard, report.manifest)
+        except DataError as error:
+            report.problems.append(str(error))
+        progress(shard)
+    known = {f"{shard.name}{suffix}" for shard in report.manifest.shards for suffix in (".bin", ".idx")}
+    there = {file.name for suffix in (".bin", ".idx") for file in folder.glob(f"*{suffix}")}
+    report.problems += [
+        f"{folder / name}: not in the manifest; move it out of the folder" for name in sorted(there - known)
+    ]
+    return report
+
+
+def _verify_shard(folder: Path, shard: ShardInfo, manifest: Manifest) -> None:
+    prefix = folder / shard.name
+    for file, expected in ((bin_path(prefix), shard.bin_sha256), (idx_path(prefix), shard.idx_sha256)):
+        if (found := sha256_of(file)) != expected:
+            raise DataError(
+                f"{file}: SHA-256 {found[:16]}…, the manifest has {expected[:16]}…; fetch it again or {REPREPARE}"
+            )
+    pair = open_shard(folder, shard)
+    pair.check_index()
+    for start in range(0, len(pair.tokens), CHUNK_TOKENS):
+        chunk = pair.tokens[start : start + CHUNK_TOKENS]
+        low, high = int(chunk.min()), int(chunk.max())
+        if low < 0 or high >= manifest.tokenizer.size:
+            wrong = low if low < 0 else high
+            raise DataError(f"{bin_path(prefix)}: token id {wrong}, {manifest.tokenizer} ends before; {REPREPARE}")
+    for start in range(0, pair.documents, CHUNK_DOCUMENTS):
+        last = pair.document_ends(start, start + CHUNK_DOCUMENTS) - 1
+        open_ended = np.flatnonzero(pair.tokens[last] != manifest.tokenizer.end_of_text)
+        if len(open_ended):
+            document = start + int(open_ended[0])
+            raise DataError(f"{bin_path(prefix)}: document {document} does not end with end-of-text; {REPREPARE}")
