@@ -3,10 +3,11 @@
     node1 slots=8
     node2 slots=8     # a host's name as ssh knows it, and how many accelerators it lends
 
-DeepSpeed's launcher only warns when the file is missing and then trains on this machine alone; it takes `slots=8x` for
-8 and starts nothing on a host of `slots=0`. It does not hand the file's name on, so `check_launcher` reads it off the
-launcher's own command line, two processes up: deepspeed → deepspeed.launcher.launch → launch/train.py. A line
-without `slots=` or a host named twice never gets that far: there DeepSpeed itself ends with a ValueError.
+`read_hostfile` is stricter than DeepSpeed's launcher, which takes `slots=8x` for 8 and starts nothing on a host of
+`slots=0`. When the file is missing the launcher only warns, and trains on this machine alone. It does not hand the
+file's name on, so `check_launcher` reads it off the launcher's own command line, two processes up:
+deepspeed → deepspeed.launcher.launch → launch/train.py. A line without `slots=` or a host named twice never gets that
+far: there DeepSpeed itself ends with a ValueError.
 """
 
 import re

@@ -29,7 +29,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VENV_PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-COMMANDS = ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "pdsh", "/usr/sbin/sshd")
+COMMANDS = ("unshare", "nsenter", "ip", "pkill", "ssh", "ssh-keygen", "pdsh", "/usr/sbin/sshd")
 
 Result = subprocess.CompletedProcess[str]
 
@@ -39,7 +39,7 @@ def missing_requirement() -> str | None:
     if os.geteuid() != 0:
         return "making hosts needs root"
     if absent := [name for name in COMMANDS if shutil.which(name) is None]:
-        return f"making hosts needs {', '.join(absent)} (packages iproute2, openssh-server, pdsh)"
+        return f"making hosts needs {', '.join(absent)} (packages iproute2, procps, openssh-server, pdsh)"
     trial = "mount -t tmpfs tmpfs /run && ip link add br0 type bridge && ip link add port1 type veth peer name eth0"
     done = subprocess.run(
         ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--uts", "--ipc", "sh", "-c", trial],
@@ -220,7 +220,8 @@ class Cluster:
 
     def deepspeed(self, arguments: Sequence[str | Path], hostfile: Path | None = None, timeout: float = 120) -> Result:
         """Runs `deepspeed --hostfile … ARGUMENTS` on node1: one process on each host of the hostfile."""
-        options = ["--hostfile", hostfile or self.hostfile, "--master_addr", self.hosts["node1"].address]
+        options: list[str | Path] = ["--hostfile", hostfile or self.hostfile]
+        options += ["--master_addr", self.hosts["node1"].address]
         return self.run(["deepspeed", *options, *arguments], timeout=timeout)
 
     def end_jobs(self) -> None:
