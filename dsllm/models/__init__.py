@@ -1,0 +1,29 @@
+"""Language models by name, built from a run's `model` section.
+
+    model = build_model(GPT2Config(n_layer=2, n_head=4, n_embd=64, context=128, vocab_size=256))
+
+A model of your own is a subclass of `language_model.LanguageModel`, made known by `@MODELS.register("mine")`.
+"""
+
+from typing import TYPE_CHECKING
+
+from dsllm.config import ModelConfig
+from dsllm.registry import MODELS
+from dsllm.section import raise_problems, validate
+
+if TYPE_CHECKING:
+    from dsllm.models.language_model import LanguageModel
+
+__all__ = ["MODELS", "build_model"]
+
+
+def build_model(config: ModelConfig) -> "LanguageModel":
+    """The model that `config.name` names, freshly initialised from torch's random state, on the CPU in fp32.
+
+    Raises `ConfigError` if there is no such model, its fields do not fit it, or the vocabulary's size is open.
+    """
+    model_class = MODELS[config.name]
+    fitting, problems = validate(model_class.Config, config.model_dump(), "model")
+    raise_problems(problems)
+    model: LanguageModel = model_class(fitting)
+    return model

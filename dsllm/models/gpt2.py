@@ -1,0 +1,105 @@
+"""GPT-2 (Radford et al. 2019), with its own learned positions or, by default, rotary ones.
+
+    ids (B, T) → wte (+ wpe) → Block × n_layer → norm → head (tied to wte) → logits (B, T, V)
+
+With learned positions it is the same function as transformers' GPT2LMHeadModel without dropout; see `huggingface.py`.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import PositiveFloat
+from torch import Tensor, nn
+
+from dsllm.config import ModelConfig
+from dsllm.models.head import TiedHead
+from dsllm.models.language_model import LanguageModel
+from dsllm.models.layers import Block, KVCache, document_mask, document_positions, rotary
+
+
+class GPT2Config(ModelConfig):
+    """The `model` section of a run with GPT-2."""
+
+    positions: Literal["rotary", "learned"] = "rotary"
+    """How a token knows its place: rotary angles in attention, or GPT-2's learned table of `context` rows."""
+    init_std: PositiveFloat = 0.02
+    """Standard deviation of the initial matrices; projections into the residual stream get it / √(2 · n_layer)."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        n_embd, n_head = self.n_embd, self.n_head
+        # A rotary head turns its channels in pairs.
+        unit = 2 * n_head if self.positions == "rotary" else n_head
+        below = n_embd // unit * unit
+        cure = f"take {below} or {below + unit}" if below else f"take {unit}"
+        if n_embd % n_head:
+            yield "n_embd", f"not divisible by model.n_head = {n_head}; {cure}"
+        elif n_embd % unit:
+            yield "n_embd", f"gives heads of odd width {n_embd // n_head}, rotary positions need even ones; {cure}"
+        yield from super().problems()
+
+
+class GPT2(LanguageModel):
+    """The decoder-only transformer; raises `ConfigError` if `config.vocab_size` is open."""
+
+    Config: ClassVar[type[GPT2Config]] = GPT2Config
+    config: GPT2Config
+
+    def __init__(self, config: GPT2Config):
+        super().__init__(config)
+        self.wte = nn.Embedding(self.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.context, config.n_embd) if config.positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(config.n_embd, config.n_head) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = TiedHead(self.wte)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Section 2.3 of the paper and its code: N(0, init_std), less into the residual stream; biases 0.
+
+        Each of the 2 · n_layer residual additions gets 1 / √(2 · n_layer) of it, so that their sum keeps its size.
+        """
+        std = self.config.init_std
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if self.wpe is not None:
+            nn.init.normal_(self.wpe.weight, std=std / 2)
+        for block in self.executed_blocks():
+            for projection in (block.attention.out, block.mlp.down):
+                nn.init.normal_(projection.weight, std=std / math.sqrt(2 * self.config.n_layer))
+
+    def executed_blocks(self) -> Sequence[Block]:
+        """Blocks in the order of their use: here each of them once."""
+        return tuple(self.blocks)  # type: ignore[arg-type]
+
+    def hidden(self, input_ids: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        past = 0 if cache is None else cache.length
+        positions = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)  # (T,)
+        mask = None if document_ids is None else document_mask(document_ids)  # (B, 1, T, T)
+        x = self.wte(input_ids)  # (B, T, C)
+        rotation = None
+        if self.wpe is None:  # angles are relative, so documents need no count of their own
+            rotation = rotary(positions, self.config.n_embd // self.config.n_head, x.dtype)
+        else:
+            x = x + self.wpe(positions if document_ids is None else document_positions(document_ids))
+        for index, block in enumerate(self.executed_blocks()):
+            layer_cache = None if cache is None else cache.layers[index]
+            x = self.run_block(index, block, x, rotation, mask, layer_cache)
+        out: Tensor = self.norm(x)
+        return out
+
+    def new_cache(self) -> KVCache:
+        return KVCache(self.config.n_layer, self.config.context)
+
+    def forward_flops_per_token(self, context: int) -> int:
+        """2 · N + 4 · n_layer · n_embd · context; N: 12 n_embd² of each layer, and vocab_size · n_embd of the head.
+
+        Times three this is the 6 · N + 12 · n_layer · n_embd · T of PaLM's appendix B (2204.02311).
+        """
+        c = self.config
+        per_layer = (3 + 1 + 4 + 4) * c.n_embd**2  # qkv, out, up, down
+        return 2 * (c.n_layer * per_layer + self.vocab_size * c.n_embd) + 4 * c.n_layer * c.n_embd * context
