@@ -59,13 +59,13 @@ class FlatTokens:
         return self.end_of_text
 
 
-def read_nanogpt(path: Path, end_of_text: int | None = None) -> FlatTokens:
-    """A raw uint16 file as nanoGPT's `prepare.py` writes it.
+def read_nanogpt(path: Path, end_of_text: int | None = None, *, random_access: bool = False) -> FlatTokens:
+    """A raw uint16 file as nanoGPT's `prepare.py` writes it; `random_access` as for `IndexedPair`.
 
     Raises:
         DataError: missing, empty, or of an odd number of bytes.
     """
-    return FlatTokens(Path(path), mapped(Path(path), UINT16), end_of_text, leading=False)
+    return FlatTokens(Path(path), mapped(Path(path), UINT16, random_access=random_access), end_of_text, leading=False)
 
 
 def is_llmc(path: Path) -> bool:
@@ -77,14 +77,14 @@ def is_llmc(path: Path) -> bool:
         return False
 
 
-def read_llmc(path: Path, end_of_text: int = GPT2_END_OF_TEXT) -> FlatTokens:
-    """A token file of llm.c or modded-nanogpt.
+def read_llmc(path: Path, end_of_text: int = GPT2_END_OF_TEXT, *, random_access: bool = False) -> FlatTokens:
+    """A token file of llm.c or modded-nanogpt; `random_access` as for `IndexedPair`.
 
     Raises:
         DataError: missing, cut off, not of this format or of another version of it.
     """
     path = Path(path)
-    tokens = mapped(path, UINT16)
+    tokens = mapped(path, UINT16, random_access=random_access)
     if 2 * len(tokens) < LLMC_HEADER_BYTES:
         raise DataError(
             f"{path}: {2 * len(tokens):,} bytes, llm.c's header alone has {LLMC_HEADER_BYTES}; it was cut off"

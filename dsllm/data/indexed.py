@@ -195,11 +195,15 @@ class IndexedPair:
     Opening checks headers, the sizes of both files and the ends of the index, in constant time; the index's inside is
     checked when it is first used, once. Arrays given out keep the map alive, so it is never closed under them.
 
+    Args:
+        prefix: the path of both files without their suffixes.
+        random_access: whether the tokens will be read in small windows here and there, not from end to end.
+
     Raises:
         DataError: a file is missing, truncated or of another kind, or the two do not belong together.
     """
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, prefix: Path, *, random_access: bool = False) -> None:
         self.prefix = Path(prefix)
         self._bin, self._idx = bin_path(self.prefix), idx_path(self.prefix)
         index = mapped(self._idx, np.dtype(np.uint8))
@@ -223,7 +227,7 @@ class IndexedPair:
         self._document_index = index[HEADER.size + 12 * n :].view("<i8")
         self._checked = False
         self._check_ends()
-        self.tokens = mapped(self._bin, self.dtype)
+        self.tokens = mapped(self._bin, self.dtype, random_access=random_access)
         """The whole stream, shape (tokens,)."""
 
     def _check_ends(self) -> None:

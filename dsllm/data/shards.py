@@ -15,10 +15,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from dsllm.data.files import allow_open_files
 from dsllm.data.foreign import is_llmc, read_llmc, read_nanogpt
 from dsllm.data.indexed import REPREPARE, IndexedPair, idx_path
 from dsllm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, TokenizerInfo
 from dsllm.errors import DataError
+
+FILES_OF_A_PAIR = 2
 
 
 class Shard(Protocol):
@@ -42,7 +45,9 @@ class Split:
 
 
 def open_split(path: Path, split: str, tokenizer: TokenizerInfo | None = None) -> Split:
-    """Opens a split and makes every check that costs no pass over the data (`verify_folder` makes the others).
+    """Opens a split for reading samples here and there.
+
+    Every check is made that costs no pass over the data; `verify_folder` makes the others.
 
     Args:
         path: a folder, a `.bin` or the prefix of a pair, as above.
@@ -63,6 +68,7 @@ def open_split(path: Path, split: str, tokenizer: TokenizerInfo | None = None) -
                 f"{path}: no {MANIFEST_NAME} and no {split}.bin, {split}_*.bin or *_{split}_*.bin; "
                 "make a data folder with `python -m data_prep tokenize`"
             )
+        allow_open_files(FILES_OF_A_PAIR * len(files))
         return Split([_open_file(file, tokenizer) for file in files], tokenizer)
     file = path if path.suffix == ".bin" else path.with_name(path.name + ".bin")
     if not file.is_file():
@@ -83,16 +89,19 @@ def _of_manifest(folder: Path, split: str, tokenizer: TokenizerInfo | None) -> S
             f"{folder}: made with the tokenizer {manifest.tokenizer}, not with {tokenizer}; "
             f"prepare the text with `--tokenizer {tokenizer.name}` or take a model of that vocabulary"
         )
-    return Split([open_shard(folder, shard) for shard in manifest.shards_of(split, folder)], manifest.tokenizer)
+    listed = manifest.shards_of(split, folder)
+    allow_open_files(FILES_OF_A_PAIR * len(listed))
+    shards: list[Shard] = [open_shard(folder, shard, random_access=True) for shard in listed]
+    return Split(shards, manifest.tokenizer)
 
 
-def open_shard(folder: Path, shard: ShardInfo) -> IndexedPair:
-    """One shard of a manifest.
+def open_shard(folder: Path, shard: ShardInfo, *, random_access: bool = False) -> IndexedPair:
+    """One shard of a manifest; `random_access` as for `IndexedPair`.
 
     Raises:
         DataError: its files are broken or of other counts than the manifest's.
     """
-    pair = IndexedPair(Path(folder) / shard.name)
+    pair = IndexedPair(Path(folder) / shard.name, random_access=random_access)
     for what, found, expected in (
         ("tokens", len(pair.tokens), shard.tokens),
         ("documents", pair.documents, shard.documents),
@@ -105,7 +114,7 @@ def open_shard(folder: Path, shard: ShardInfo) -> IndexedPair:
 def _open_file(file: Path, tokenizer: TokenizerInfo | None) -> Shard:
     prefix = file.with_suffix("")
     if idx_path(prefix).exists():
-        return IndexedPair(prefix)
+        return IndexedPair(prefix, random_access=True)
     if is_llmc(file):
-        return read_llmc(file)
-    return read_nanogpt(file, tokenizer.end_of_text if tokenizer else None)
+        return read_llmc(file, random_access=True)
+    return read_nanogpt(file, tokenizer.end_of_text if tokenizer else None, random_access=True)
