@@ -1,27 +1,45 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
+BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Processes of the demo: one for each GPU, at most two, or two on CPUs.
+RANKS ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | wc -l); echo $$((n == 1 ? 1 : 2)))
+DEMO_RUN := runs/demo_gpt2
 
-.PHONY: env test check lock clean
+.PHONY: env demo test check lock clean
+.DELETE_ON_ERROR:
 
 env: $(READY)
 
 $(READY): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
+# From text to a trained model, judged and heard; started again it goes on where it was.
+demo: env
+	$(BIN)/python -m data_prep tokenize --source installed:sympy,mpmath,networkx --out data/demo
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) launch/train.py --config launch/recipes/demo_gpt2.yaml
+	$(BIN)/python launch/evaluate.py $(DEMO_RUN) --split test --samples 256
+	$(BIN)/python launch/generate.py $(DEMO_RUN) --prompt "def " --max_new_tokens 120 --seed 1
+	@echo
+	@echo "TensorBoard: $(BIN)/tensorboard --logdir $(DEMO_RUN)/tensorboard, then open http://localhost:6006"
+
+test: check
+	$(BIN)/python -m pytest
+
 check: env
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Exact versions of everything, for every supported Python.
 lock: env
-	$(VENV)/bin/python -m pip install -q uv
-	$(VENV)/bin/uv pip compile -q --universal --python-version 3.10 --extra test --no-annotate --no-header \
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip compile -q --universal --python-version 3.10 --extra test --no-annotate --no-header \
 	    --constraint <(echo torch==2.13.0) -o constraints.txt setup.py
 
-test: env check
-	$(VENV)/bin/python -m pytest
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -3,6 +3,7 @@
 error: data/train_00000.bin: 1,024 bytes, but its index counts 2,048; prepare the folder again
 """
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,15 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A run's folder or one of its checkpoints."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; every rank knows it, and a complete checkpoint is written."""
+
+    def __init__(self, signum: int):
+        self.signal_name = signal.Signals(signum).name
+        super().__init__(f"stopped by {self.signal_name}")
+        self.exit_code = 130 if signum == signal.SIGINT else 143
 
 
 @contextmanager

@@ -8,8 +8,8 @@
 import sys
 
 from dsllm.command_line import parse
+from dsllm.errors import Stopped
 from dsllm.training.hostfile import check_launcher
-from dsllm.training.signals import Stopped
 from dsllm.training.trainer import BaseTrainer
 from dsllm.training.world import joined, one_voice
 

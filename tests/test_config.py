@@ -36,9 +36,9 @@ def test_all_problems_come_at_once_with_thing_value_and_cure(recipe):
     assert str(raised.value).split("\n  ") == [
         "configuration: 5 problems",
         "data.weights = [1, 2]: 2 weights for 1 folders in data.path; give each one",
-        "model.n_embd = 100: not divisible by model.n_head = 6; take 96 or 102",
-        "train.step: no such key; did you mean train.steps?",
+        "model.n_embd = 100: not divisible by model.n_head = 6; take 96 or 108",
         "train.lr = -1: input should be greater than 0",
+        "train.step: no such key; did you mean train.steps?",
         "modle: no such key; did you mean model?",
     ]
 

@@ -20,6 +20,7 @@ from torch import nn
 from dsllm.config import TrainConfig
 from dsllm.errors import ConfigError
 from dsllm.section import raise_problems
+from dsllm.training.backend import import_deepspeed
 from dsllm.training.precision import Precision
 from dsllm.training.world import World
 
@@ -71,8 +72,7 @@ def build_engine(
 
     `ds_config` is what `merge` gives. Every parameter that needs a gradient must be in exactly one group.
     """
-    import deepspeed
-
+    deepspeed = import_deepspeed()
     settings: dict[str, Any] = {"lr": train.lr, "betas": (train.beta1, train.beta2), "eps": train.eps}
     offloaded = "offload_optimizer" in ds_config.get("zero_optimization", {})
     if offloaded and world.device.type == "cuda":

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from dsllm.errors import UserError
+from dsllm.training.backend import import_deepspeed
 
 _LINE = re.compile(r"(\S+)\s+slots=(\d+)(\s.*)?")
 _LAUNCHERS = ("deepspeed", "deepspeed.pt", "ds", "deepspeed.launcher.runner")
@@ -79,6 +80,7 @@ def _hostfile_of_launcher() -> Path | None:
 
 
 def _hostfile_argument(launcher: psutil.Process) -> Path | None:
+    import_deepspeed()
     from deepspeed.launcher.runner import DLTS_HOSTFILE, parse_args  # imports most of DeepSpeed
 
     command = launcher.cmdline()

@@ -7,6 +7,7 @@ import torch
 from dsllm.errors import CheckpointError
 from dsllm.models import build_model
 from dsllm.models.language_model import LanguageModel
+from dsllm.training.backend import import_deepspeed
 from dsllm.training.checkpoints import Checkpoint, find_checkpoint
 
 
@@ -31,6 +32,7 @@ def _weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         module = torch.load(states, map_location="cpu", weights_only=False)["module"]
         return {name: tensor.float() for name, tensor in module.items()}
     # Joins the ranks' parts of the fp32 master weights.
+    import_deepspeed()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)

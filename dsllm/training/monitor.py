@@ -45,22 +45,24 @@ class Monitor:
         self._evaluated = {(r["split"], r["step"]) for r in kept if r["kind"] == "eval"}
         self._replace(run_dir / METRICS, kept)
         self._file = (run_dir / METRICS).open("a", encoding="utf-8")
-        self._board = None
+        # Two runs for TensorBoard: what it purges on resumption, it purges by one axis.
+        self._boards: dict[str, SummaryWriter] = {}
         if config.tensorboard:
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=progress.step + 1)
+            for axis, now in (("step", progress.step), ("tokens", progress.tokens)):
+                self._boards[axis] = SummaryWriter(str(run_dir / "tensorboard" / f"by_{axis}"), purge_step=now + 1)
 
     def begin(self, progress: Progress, resumed: bool, facts: dict[str, Any]) -> None:
         """Record a start or a resumption and say what begins, what changed and what was passed over."""
         self.event(progress, "resume" if resumed else "start", **facts)
-        print(f"{self.run_dir}: {'resumes at' if resumed else 'starts, '}step {progress.step} of {self.steps}")
+        print(f"{self.run_dir}: {'resumes at' if resumed else 'starts at'} step {progress.step} of {self.steps}")
         print(
-            f"  {facts['parameters']:,} parameters, {facts['world_size']} ranks, ZeRO {facts['zero_stage']}, "
+            f"  {facts['parameters']:,} parameters, ranks: {facts['world_size']}, ZeRO {facts['zero_stage']}, "
             f"{facts['precision']}, {facts['tokens_per_step']:,} tokens a step"
         )
         for label in ("changed", "set_aside", "incomplete"):
             if facts[label]:
                 print(f"  {label.replace('_', ' ')}: {facts[label]}")
-        if self._board is not None:
+        if self._boards:
             print(f"  tensorboard --logdir {self.run_dir / 'tensorboard'}", flush=True)
 
     def train(self, progress: Progress, values: dict[str, float | None]) -> None:
@@ -96,8 +98,8 @@ class Monitor:
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards.values():
+            board.close()
 
     def _record(self, kind: str, progress: Progress, values: dict[str, Any]) -> None:
         # JSON knows no NaN: a value that is not finite is null.
@@ -107,13 +109,11 @@ class Monitor:
         self._file.flush()
 
     def _scalars(self, group: str, progress: Progress, values: dict[str, float | None]) -> None:
-        if self._board is None:
-            return
-        for name, value in values.items():
-            if value is not None:
-                self._board.add_scalar(f"{group}/{name}", value, progress.step)
-                self._board.add_scalar(f"{group} by tokens/{name}", value, progress.tokens)
-        self._board.flush()
+        for axis, board in self._boards.items():
+            for name, value in values.items():
+                if value is not None:
+                    board.add_scalar(f"{group}/{name}", value, getattr(progress, axis))
+            board.flush()
 
     @staticmethod
     def _replace(path: Path, records: list[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from dsllm.config import TrainConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """`lr(tokens)` is the learning rate of the step that begins after `tokens` tokens.
+    """`lr(tokens)` is the learning rate of the step that ends after `tokens` tokens, so the first is not zero.
 
     cosine: Loshchilov and Hutter, 1608.03983; warm-up–stable–decay: MiniCPM, 2404.06395, section 4,
     with a linear decay.
@@ -43,8 +43,7 @@ class Schedule:
 
     def lr(self, tokens: int) -> float:
         if tokens < self.warmup:
-            # Not zero at the first step: its batch is trained on too.
-            return self.peak * max(tokens, self.warmup / 100) / self.warmup
+            return self.peak * tokens / self.warmup
         begun = tokens - (self.total - self.decay)
         if begun <= 0 or self.decay == 0:
             return self.peak

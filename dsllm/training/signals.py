@@ -12,15 +12,6 @@ from dsllm.training.world import World
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-class Stopped(Exception):
-    """The run was asked to stop and has written a complete checkpoint."""
-
-    def __init__(self, signum: int):
-        self.signal_name = signal.Signals(signum).name
-        super().__init__(f"stopped by {self.signal_name}")
-        self.exit_code = 130 if signum == signal.SIGINT else 143
-
-
 class StopSignals:
     """Within it the stopping signals are noted; `agreed` says on all ranks alike whether any rank has had one."""
 

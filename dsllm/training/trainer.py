@@ -20,6 +20,7 @@ import torch
 
 from dsllm.config import RunConfig
 from dsllm.data.batches import Batch, BatchLoader, evaluation_batches
+from dsllm.errors import CheckpointError, Stopped
 from dsllm.models import build_model
 from dsllm.models.language_model import LanguageModel
 from dsllm.training.checkpoints import Checkpoint, Checkpoints, incomplete_checkpoints
@@ -31,7 +32,7 @@ from dsllm.training.progress import Progress
 from dsllm.training.rates import Outcome, Rates
 from dsllm.training.run_folder import check_same_model, set_aside, write_config
 from dsllm.training.schedule import Schedule
-from dsllm.training.signals import Stopped, StopSignals
+from dsllm.training.signals import StopSignals
 from dsllm.training.sources import MicroBatch, open_splits, resolve_vocabulary
 from dsllm.training.world import World
 
@@ -66,6 +67,7 @@ class BaseTrainer:
         torch.manual_seed(train.seed)  # every rank builds the same model
         self.model = self.build_model()
         self.model.checkpoint_activations(train.activation_checkpointing)
+        self.parameters = self.model.count_parameters()  # counted before ZeRO-3 parts them
         self.flops_per_token = self.model.flops_per_token(self.config.model.context)
         self.engine = self._engine()
         if checkpoint is not None:
@@ -129,7 +131,7 @@ class BaseTrainer:
         begun = time.perf_counter()
         batch = self.loader.batch(self.progress.consumed_samples)
         waited = time.perf_counter() - begun
-        lr = self.schedule.lr(self.progress.tokens)
+        lr = self.schedule.lr(self.progress.tokens + self.tokens_per_step)
         set_lr(self.engine, lr)
         self.engine.train()
         total = torch.zeros((), device=self.world.device)
@@ -197,6 +199,12 @@ class BaseTrainer:
         """Open the run's records, on rank 0, and say what begins here."""
         if not self.world.is_main:
             return None
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"run_dir = {self.run_dir}: cannot be made ({error.strerror}); name another"
+            ) from None
         changed = write_config(self.run_dir, self.config)
         monitor = Monitor(self.run_dir, self.config.monitor, self.progress, self.config.train.steps)
         facts = {
@@ -204,7 +212,7 @@ class BaseTrainer:
             "zero_stage": self.engine.zero_optimization_stage(),
             "precision": self.precision,
             "tokens_per_step": self.tokens_per_step,
-            "parameters": self.model.count_parameters(),
+            "parameters": self.parameters,
             "changed": changed,
             "set_aside": aside,
             "incomplete": [path.name for path in incomplete_checkpoints(self.run_dir)],

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from dsllm.errors import UserError
+from dsllm.errors import Stopped, UserError
+from dsllm.training.backend import import_deepspeed
 from dsllm.training.network import export_interface
 
 T = TypeVar("T")
@@ -94,15 +95,18 @@ def joined(timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
     local_rank = int(os.environ["LOCAL_RANK"])
     torch.set_num_threads(threads_per_process(int(os.environ.get("LOCAL_SIZE", "1"))))
 
-    import deepspeed
-
+    deepspeed = import_deepspeed()
     deepspeed.init_distributed(verbose=False, timeout=timeout)
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     control = dist.new_group(backend="gloo", timeout=timeout)
-    yield World(dist.get_rank(), dist.get_world_size(), local_rank, device, control)
-    # Only after a clean end: with a rank lost, destroying would wait for it.
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), local_rank, device, control)
+    except (UserError, Stopped):
+        dist.destroy_process_group()
+        raise
+    # Not after any other error: with a rank lost, destroying the group would wait for it.
     dist.destroy_process_group()
 
 

@@ -1,0 +1,46 @@
+"""What many tests need: real text as tokens, and a recipe for a model that trains in a second."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launching import run
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources of mpmath as bytes, split into train, val and test."""
+    folder = tmp_path_factory.mktemp("data") / "mpmath"
+    run(
+        [
+            sys.executable,
+            "-m",
+            "data_prep",
+            "tokenize",
+            "--source",
+            "installed:mpmath",
+            "--out",
+            folder,
+            "--tokenizer",
+            "bytes",
+        ]
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipe(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small GPT-2 on `data_folder`: 8 steps of 8 sequences, in fp32."""
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(
+        f"""
+run_dir: runs/small
+model: {{name: gpt2, n_layer: 2, n_head: 2, n_embd: 32, context: 32}}
+data: {{path: {data_folder}}}
+train: {{steps: 8, micro_batch_size: 2, global_batch_size: 8, lr: 1.0e-2, precision: fp32,
+        eval_every: 4, eval_samples: 9, test_samples: 7, checkpoint_every: 4}}
+monitor: {{log_every: 1}}
+"""
+    )
+    return path

@@ -1,0 +1,57 @@
+"""Start the launch scripts as a user does: real processes, the real launcher, real files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEEPSPEED = Path(sys.executable).with_name("deepspeed")
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, with one thread for each rank: the tests have two cores."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{DEEPSPEED.parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def start(command: list[Any], **options: Any) -> "subprocess.Popen[str]":
+    """Start a command in the repository's folder; both its outputs are in `stdout`."""
+    return subprocess.Popen(
+        [str(word) for word in command],
+        cwd=REPOSITORY,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,
+    )
+
+
+def run(command: list[Any], expect: int = 0) -> str:
+    """Run a command to its end and give what it printed; fails unless it exits with `expect`."""
+    process = start(command)
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == expect, f"exit code {process.returncode}, expected {expect}:\n{output}"
+    return output
+
+
+def python(script: str, *arguments: Any, expect: int = 0) -> str:
+    """Run a script of the repository in one process."""
+    return run([sys.executable, script, *arguments], expect)
+
+
+def train_command(recipe: Path, run_dir: Path, ranks: int, overrides: dict[str, Any]) -> list[Any]:
+    """The command that trains on `ranks` processes of this machine."""
+    options = [f"--{key}={value}" for key, value in overrides.items()]
+    script = ["launch/train.py", f"--config={recipe}", f"--run_dir={run_dir}", *options]
+    return [DEEPSPEED, "--num_gpus", ranks, *script] if ranks > 1 else [sys.executable, *script]
+
+
+def train(recipe: Path, run_dir: Path, ranks: int = 1, expect: int = 0, **overrides: Any) -> str:
+    """Train; `train__steps=3` stands for --train.steps=3."""
+    keys = {key.replace("__", "."): value for key, value in overrides.items()}
+    return run(train_command(recipe, run_dir, ranks, keys), expect)

@@ -1,0 +1,67 @@
+"""Records are whole lines, once each, also after a kill and a resumption; the same scalars stand in TensorBoard."""
+
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dsllm.config import MonitorConfig
+from dsllm.training.evaluation import Evaluation
+from dsllm.training.monitor import METRICS, Monitor, read_metrics
+from dsllm.training.progress import Progress
+
+VALUES = {"loss": 2.0, "lr": 0.1, "grad_norm": None, "tokens_per_second": 10.0, "step_seconds": 0.5}
+
+
+def progress(step: int) -> Progress:
+    return Progress(step=step, consumed_samples=4 * step, tokens=100 * step, flops=1e6 * step)
+
+
+def test_records_have_the_keys_that_scripts_rely_on(tmp_path):
+    monitor = Monitor(tmp_path, MonitorConfig(), progress(0), steps=10)
+    monitor.train(progress(1), VALUES)
+    monitor.evaluation(progress(1), "val", Evaluation(loss=1.5, bits_per_byte=0.7, tokens=100), seconds=0.1)
+    monitor.event(progress(1), "end")
+    train, evaluation, event = read_metrics(tmp_path)
+    assert train == {"kind": "train", "step": 1, "tokens": 100, **VALUES, "flops": 1e6}
+    assert evaluation["kind"] == "eval" and evaluation["split"] == "val"
+    assert evaluation["perplexity"] == pytest.approx(4.4817, abs=1e-4)
+    assert event["kind"] == "event" and event["event"] == "end"
+
+
+def test_resuming_drops_what_came_after_the_checkpoint_and_a_cut_last_line(tmp_path):
+    monitor = Monitor(tmp_path, MonitorConfig(), progress(0), steps=10)
+    for step in range(1, 6):
+        monitor.train(progress(step), {**VALUES, "loss": float(step)})
+    monitor.close()
+    with (tmp_path / METRICS).open("a") as file:
+        file.write('{"kind": "train", "st')
+    resumed = Monitor(tmp_path, MonitorConfig(), progress(3), steps=10)
+    resumed.train(progress(4), {**VALUES, "loss": 40.0})
+    resumed.close()
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+
+    for axis, unit in (("by_step", 1), ("by_tokens", 100)):
+        board = EventAccumulator(str(tmp_path / "tensorboard" / axis), purge_orphaned_data=True)
+        board.Reload()
+        points = [(event.step, event.value) for event in board.Scalars("train/loss")]
+        assert points == [(1 * unit, 1.0), (2 * unit, 2.0), (3 * unit, 3.0), (4 * unit, 40.0)]
+
+
+def test_what_is_evaluated_already_is_known_after_a_resumption(tmp_path):
+    monitor = Monitor(tmp_path, MonitorConfig(tensorboard=False), progress(0), steps=10)
+    monitor.evaluation(progress(3), "val", Evaluation(1.0, 1.0, 1), seconds=0.0)
+    monitor.evaluation(progress(5), "val", Evaluation(1.0, 1.0, 1), seconds=0.0)
+    monitor.close()
+    resumed = Monitor(tmp_path, MonitorConfig(tensorboard=False), progress(4), steps=10)
+    assert resumed.knows("val", 3)
+    assert not resumed.knows("val", 5)
+    assert not resumed.knows("test", 3)
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_loss_that_is_no_number_is_null_in_valid_json(tmp_path):
+    monitor = Monitor(tmp_path, MonitorConfig(tensorboard=False), progress(0), steps=10)
+    monitor.train(progress(1), {**VALUES, "loss": float("nan")})
+    line = (tmp_path / METRICS).read_text().splitlines()[0]
+    assert json.loads(line, parse_constant=pytest.fail)["loss"] is None

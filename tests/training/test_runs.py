@@ -1,0 +1,192 @@
+"""Whole runs through the launcher: every ZeRO stage, one rank and two, stopped and resumed, refused."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dsllm import load_model
+from dsllm.config import RunConfig
+from dsllm.training.checkpoints import complete_checkpoints
+from dsllm.training.monitor import read_metrics
+from tests.launching import python, start, train, train_command
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    return {record["step"]: record["loss"] for record in read_metrics(run_dir) if record["kind"] == "train"}
+
+
+def evaluations(run_dir: Path) -> dict[tuple[str, int], float]:
+    return {(r["split"], r["step"]): r["loss"] for r in read_metrics(run_dir) if r["kind"] == "eval"}
+
+
+@pytest.fixture(scope="module")
+def one_rank(recipe, tmp_path_factory) -> Path:
+    """An undisturbed run in a single process, at ZeRO 0."""
+    run_dir = tmp_path_factory.mktemp("runs") / "one_rank"
+    train(recipe, run_dir, ranks=1, train__ds_config="ds_configs/zero0.json")
+    return run_dir
+
+
+def test_a_run_leaves_the_files_and_records_of_the_contract(one_rank):
+    assert (one_rank / "config.yaml").exists()
+    assert [path.name for path in complete_checkpoints(one_rank)] == ["step_00000004", "step_00000008"]
+    assert (one_rank / "checkpoints" / "latest").read_text().strip() == "step_00000008"
+    assert list((one_rank / "tensorboard").rglob("events*"))
+    assert sorted(losses(one_rank)) == list(range(1, 9))
+    assert set(evaluations(one_rank)) == {("val", 0), ("val", 4), ("val", 8), ("test", 8)}
+    first = next(record for record in read_metrics(one_rank) if record["kind"] == "train")
+    names = "step tokens loss lr grad_norm tokens_per_second step_seconds data_wait_seconds memory_bytes flops"
+    keys = names.split()
+    assert set(keys) <= set(first)
+    assert all(isinstance(first[key], (int, float)) for key in keys)
+    assert RunConfig.from_file(one_rank / "config.yaml").model.vocab_size == 320
+
+
+def test_training_lowers_the_loss(one_rank):
+    values = losses(one_rank)
+    assert values[1] == pytest.approx(5.77, abs=0.3)  # ln 320: nothing is known at first
+    assert values[8] < values[1] - 0.5
+
+
+STAGES = ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_zero_configuration_on_two_ranks_gives_the_losses_of_one_process(stage, one_rank, recipe, tmp_path):
+    train(recipe, tmp_path, ranks=2, train__ds_config=f"ds_configs/{stage}.json")
+    assert losses(tmp_path) == pytest.approx(losses(one_rank), abs=1e-4)
+    assert evaluations(tmp_path) == pytest.approx(evaluations(one_rank), abs=1e-4)
+    norms = [[r["grad_norm"] for r in read_metrics(d) if r["kind"] == "train"] for d in (tmp_path, one_rank)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    ours, theirs = load_model(tmp_path).state_dict(), load_model(one_rank).state_dict()
+    assert all(ours[name].allclose(theirs[name], atol=1e-4) for name in theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["zero0", "zero3"])
+def test_a_run_stopped_by_a_signal_and_resumed_is_bit_equal_to_one_that_never_was(stage, recipe, tmp_path):
+    overrides = {"train.ds_config": f"ds_configs/{stage}.json", "train.steps": 40, "train.checkpoint_every": 0}
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    keys = {key.replace(".", "__"): value for key, value in overrides.items()}
+    train(recipe, undisturbed, ranks=2, **keys)
+
+    process = start(train_command(recipe, stopped, 2, overrides))
+    wait_for_step(process, stopped, 5)
+    rank_of(process, 1).send_signal(signal.SIGTERM)  # any rank's signal stops all
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert "stopped by SIGTERM" in output and "Traceback" not in output
+    assert len(complete_checkpoints(stopped)) == 1 and max(losses(stopped)) < 40
+
+    output = train(recipe, stopped, ranks=2, **keys)
+    assert "resumes at step" in output
+    assert losses(stopped) == losses(undisturbed)
+    assert evaluations(stopped) == evaluations(undisturbed)
+    ours, theirs = load_model(stopped).state_dict(), load_model(undisturbed).state_dict()
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_control_c_saves_and_exits_130_and_the_same_command_goes_on(recipe, tmp_path):
+    process = start(train_command(recipe, tmp_path, 1, {"train.steps": 2000, "train.eval_every": 0}))
+    wait_for_step(process, tmp_path, 3)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    step = max(losses(tmp_path))
+    assert complete_checkpoints(tmp_path)[-1].name == f"step_{step:08d}"
+
+
+def test_a_finished_run_started_again_does_nothing_more(one_rank, recipe):
+    before = (one_rank / "metrics.jsonl").read_text().splitlines()
+    train(recipe, one_rank, ranks=1, train__ds_config="ds_configs/zero0.json")
+    after = list(read_metrics(one_rank)[len(before) :])
+    assert {record["kind"] for record in after} == {"event"}
+
+
+@pytest.mark.slow
+def test_bf16_activation_checkpointing_masking_and_a_blend_run_together(recipe, data_folder, tmp_path):
+    train(
+        recipe,
+        tmp_path,
+        ranks=2,
+        train__precision="bf16",
+        train__activation_checkpointing="all",
+        train__ds_config="ds_configs/zero2.json",
+        data__mask_documents="true",
+        data__path=f"[{data_folder}, {data_folder}]",
+        data__weights="[2, 1]",
+        train__schedule="wsd",
+    )
+    values = losses(tmp_path)
+    assert values[8] < values[1] - 0.4
+
+
+def test_evaluate_and_generate_read_a_run(one_rank):
+    output = python("launch/evaluate.py", one_rank, "--split", "test", "--samples", 7)
+    assert f"loss {evaluations(one_rank)['test', 8]:.4f}" in output
+    texts = [
+        python("launch/generate.py", one_rank, "--prompt", "def ", "--max_new_tokens", 60, "--seed", 1)
+        for _ in range(2)
+    ]
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("def ") and len(texts[0]) > 20
+
+
+REFUSED = [
+    ({"model.n_layers": 3}, "model.n_layers: no such key; did you mean model.n_layer?"),
+    ({"model.n_embd": 33}, "model.n_embd = 33: not divisible by model.n_head = 2"),
+    ({"data.path": "nowhere"}, "nowhere"),
+    ({"model.vocab_size": 100}, "model.vocab_size = 100: smaller than the 257 tokens of bytes"),
+    ({"model.context": 10**7}, "context"),
+    ({"train.ds_config": "ds_configs/zero9.json"}, "zero9.json: cannot be read"),
+    ({"train.global_batch_size": 7}, "take 6 or 8"),
+]
+
+
+@pytest.mark.parametrize("overrides, message", REFUSED)
+def test_what_a_user_gets_wrong_is_one_message_and_exit_code_2(overrides, message, recipe, tmp_path):
+    run_dir = tmp_path / "run"
+    output = python(*train_command(recipe, run_dir, 1, overrides)[1:], expect=2)
+    assert message in output
+    assert "Traceback" not in output
+    assert output.count("error:") == 1
+    assert not run_dir.exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_left_alone(one_rank, recipe):
+    before = sorted(path.name for path in one_rank.rglob("*"))
+    output = python(*train_command(recipe, one_rank, 1, {"model.n_layer": 3})[1:], expect=2)
+    assert "a checkpoint of another model: model.n_layer was 2, now 3" in output
+    assert "Traceback" not in output
+    assert sorted(path.name for path in one_rank.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_two_ranks_say_what_is_wrong_once(recipe, tmp_path):
+    output = train(recipe, tmp_path / "run", ranks=2, expect=2, train__global_batch_size=6)
+    assert "with 2 ranks and micro_batch_size 2 it must be a multiple of 4" in output
+    assert output.count("error:") == 1
+    assert "Traceback" not in output
+
+
+def wait_for_step(process, run_dir: Path, step: int) -> None:
+    """Until the run has recorded this step, or two minutes have passed."""
+    deadline = time.monotonic() + 120
+    while not any(done >= step for done in losses(run_dir)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def rank_of(process, rank: int) -> psutil.Process:
+    """The process of a rank among the descendants of a launcher."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if f"--local_rank={rank}" in child.cmdline() and sys.executable in child.cmdline()[0]:
+            return child
+    raise AssertionError(f"no process of rank {rank}")
