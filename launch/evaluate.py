@@ -14,6 +14,7 @@ from dsllm.errors import user_errors_exit
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.evaluation import evaluate
 from dsllm.training.loading import load_model
+from dsllm.training.run_folder import check_same_tokenizer
 from dsllm.training.sources import open_split, resolve_vocabulary
 
 
@@ -27,6 +28,7 @@ def main() -> None:
     with user_errors_exit():
         checkpoint = find_checkpoint(arguments.run)
         config, tokenizer = resolve_vocabulary(checkpoint.config())
+        check_same_tokenizer(checkpoint, tokenizer.info)
         batches = evaluation_batches(
             open_split(config, arguments.split),
             samples=arguments.samples,

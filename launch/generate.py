@@ -7,11 +7,12 @@ import argparse
 from pathlib import Path
 
 import torch
-from dsllm.tokenizer import tokenizer_of
 
 from dsllm.errors import UserError, user_errors_exit
+from dsllm.tokenizer import tokenizer_of
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.loading import load_model
+from dsllm.training.run_folder import check_same_tokenizer
 
 
 def main() -> None:
@@ -27,6 +28,7 @@ def main() -> None:
     with user_errors_exit():
         checkpoint = find_checkpoint(arguments.run)
         tokenizer = tokenizer_of(Path(checkpoint.config().data.paths[0]))
+        check_same_tokenizer(checkpoint, tokenizer.info)
         prompt = torch.as_tensor(tokenizer.encode(arguments.prompt).astype("int64"))
         if not len(prompt):
             raise UserError("--prompt: holds no token; give some text to continue")

@@ -12,20 +12,8 @@ from tests.launching import run
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources of mpmath as bytes, split into train, val and test."""
     folder = tmp_path_factory.mktemp("data") / "mpmath"
-    run(
-        [
-            sys.executable,
-            "-m",
-            "data_prep",
-            "tokenize",
-            "--source",
-            "installed:mpmath",
-            "--out",
-            folder,
-            "--tokenizer",
-            "bytes",
-        ]
-    )
+    command = [sys.executable, "-m", "data_prep", "tokenize", "--tokenizer", "bytes"]
+    run([*command, "--source", "installed:mpmath", "--out", folder])
     return folder
 
 

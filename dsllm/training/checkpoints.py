@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dsllm.config import RunConfig
+from dsllm.data.manifest import TokenizerInfo
 from dsllm.errors import CheckpointError
 from dsllm.training.progress import Progress
 from dsllm.training.world import World
@@ -33,13 +34,16 @@ class Checkpoint:
     progress: Progress
     world_size: int
     zero_stage: int
+    tokenizer: TokenizerInfo
+    """Of the text that the model was trained on."""
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
         """Raises `CheckpointError` if the folder is no complete checkpoint."""
         try:
             facts = json.loads((path / MARKER).read_text(encoding="utf-8"))
-            return cls(path, Progress(**facts["progress"]), facts["world_size"], facts["zero_stage"])
+            tokenizer = TokenizerInfo(**facts["tokenizer"])
+            return cls(path, Progress(**facts["progress"]), facts["world_size"], facts["zero_stage"], tokenizer)
         except FileNotFoundError:
             raise CheckpointError(f"{path}: not a complete checkpoint, its file {MARKER} is missing") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -79,11 +83,12 @@ def find_checkpoint(path: Path) -> Checkpoint:
 class Checkpoints:
     """Writes, finds and prunes the checkpoints of a run; its methods are collective over the ranks."""
 
-    def __init__(self, run_dir: Path, world: World, keep: int):
+    def __init__(self, run_dir: Path, world: World, keep: int, tokenizer: TokenizerInfo):
         self.folder = run_dir / "checkpoints"
         self.run_dir = run_dir
         self.world = world
         self.keep = keep
+        self.tokenizer = tokenizer
 
     def newest(self) -> Checkpoint | None:
         """The newest complete checkpoint as rank 0 sees it; every rank must see it too."""
@@ -107,6 +112,7 @@ class Checkpoints:
                 "progress": progress.as_dict(),
                 "world_size": self.world.size,
                 "zero_stage": engine.zero_optimization_stage(),
+                "tokenizer": self.tokenizer.model_dump(),
             }
             write_whole(path / MARKER, json.dumps(facts, indent=2) + "\n")
             write_whole(self.folder / "latest", path.name + "\n")

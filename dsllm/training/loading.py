@@ -1,5 +1,7 @@
 """A trained model out of a run or a checkpoint, whatever ZeRO stage wrote it, without an accelerator or a launcher."""
 
+import io
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -35,4 +37,6 @@ def _weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     import_deepspeed()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
+    # It talks while it works, and an evaluation's output is read by scripts.
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)

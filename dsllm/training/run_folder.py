@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dsllm.config import RunConfig
+from dsllm.data.manifest import TokenizerInfo
 from dsllm.errors import CheckpointError
 from dsllm.section import dotted
 from dsllm.training.checkpoints import Checkpoint, write_whole
@@ -24,6 +25,15 @@ def set_aside(run_dir: Path) -> Path | None:
     for path in left:
         path.rename(aside / path.name)
     return aside
+
+
+def check_same_tokenizer(checkpoint: Checkpoint, tokenizer: TokenizerInfo) -> None:
+    """Raises `CheckpointError` if the checkpoint's model knows other tokens than those of the data."""
+    if not checkpoint.tokenizer.same_as(tokenizer):
+        raise CheckpointError(
+            f"{checkpoint.path}: trained on tokens of {checkpoint.tokenizer}, the data now holds those of {tokenizer}; "
+            f"give --data.path the data of its tokenizer, or take another run_dir"
+        )
 
 
 def check_same_model(checkpoint: Checkpoint, config: RunConfig) -> None:

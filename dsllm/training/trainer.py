@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from dsllm.config import RunConfig
-from dsllm.data.batches import Batch, BatchLoader, evaluation_batches
+from dsllm.data.batches import Batch, BatchLoader, Prefetcher, evaluation_batches
 from dsllm.errors import CheckpointError, Stopped
 from dsllm.models import build_model
 from dsllm.models.language_model import LanguageModel
@@ -30,7 +30,7 @@ from dsllm.training.monitor import Monitor
 from dsllm.training.precision import Precision, fastest_precision
 from dsllm.training.progress import Progress
 from dsllm.training.rates import Outcome, Rates
-from dsllm.training.run_folder import check_same_model, set_aside, write_config
+from dsllm.training.run_folder import check_same_model, check_same_tokenizer, set_aside, write_config
 from dsllm.training.schedule import Schedule
 from dsllm.training.signals import StopSignals
 from dsllm.training.sources import MicroBatch, open_splits, resolve_vocabulary
@@ -56,9 +56,10 @@ class BaseTrainer:
         self.splits = world.together(lambda: open_splits(self.config))
         self.loader = world.together(self._loader)
         aside = world.from_main(lambda: set_aside(self.run_dir)) if fresh else None
-        self.checkpoints = Checkpoints(self.run_dir, world, train.keep_checkpoints)
+        self.checkpoints = Checkpoints(self.run_dir, world, train.keep_checkpoints, self.tokenizer.info)
         checkpoint = self.checkpoints.newest()
         if checkpoint is not None:
+            world.together(lambda: check_same_tokenizer(checkpoint, self.tokenizer.info))
             world.together(lambda: check_same_model(checkpoint, self.config))
         self.progress = Progress() if checkpoint is None else checkpoint.progress
         self.tokens_per_step = train.global_batch_size * self.config.model.context
@@ -175,8 +176,8 @@ class BaseTrainer:
 
     # The parts.
 
-    def _loader(self) -> BatchLoader:
-        return BatchLoader(
+    def _loader(self) -> Prefetcher:
+        loader = BatchLoader(
             self.splits["train"],
             seed=self.config.train.seed,
             global_batch_size=self.config.train.global_batch_size,
@@ -185,6 +186,7 @@ class BaseTrainer:
             world_size=self.world.size,
             mask_documents=self.config.data.mask_documents,
         )
+        return Prefetcher(loader)
 
     def _engine(self) -> Any:
         train, world = self.config.train, self.world

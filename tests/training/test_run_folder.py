@@ -7,9 +7,10 @@ import pytest
 
 from dsllm.config import RunConfig
 from dsllm.errors import CheckpointError
+from dsllm.tokenizer import load_tokenizer
 from dsllm.training.checkpoints import Checkpoint, complete_checkpoints, find_checkpoint, incomplete_checkpoints
 from dsllm.training.progress import Progress
-from dsllm.training.run_folder import check_same_model, set_aside, write_config
+from dsllm.training.run_folder import check_same_model, check_same_tokenizer, set_aside, write_config
 
 
 def config(**model) -> RunConfig:
@@ -21,7 +22,12 @@ def write_checkpoint(run_dir: Path, step: int, complete: bool = True) -> Path:
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(config(n_embd=32).as_yaml())
     if complete:
-        facts = {"progress": Progress(step=step).as_dict(), "world_size": 2, "zero_stage": 1}
+        facts = {
+            "progress": Progress(step=step).as_dict(),
+            "world_size": 2,
+            "zero_stage": 1,
+            "tokenizer": load_tokenizer("bytes").info.model_dump(),
+        }
         (path / "COMPLETE").write_text(json.dumps(facts))
     return path
 
@@ -38,7 +44,7 @@ def test_the_newest_complete_checkpoint_is_found_and_incomplete_ones_are_named(t
 def test_a_checkpoint_can_be_named_itself(tmp_path):
     path = write_checkpoint(tmp_path, 5)
     write_checkpoint(tmp_path, 10)
-    assert find_checkpoint(path) == Checkpoint(path, Progress(step=5), world_size=2, zero_stage=1)
+    assert find_checkpoint(path) == Checkpoint(path, Progress(step=5), 2, 1, load_tokenizer("bytes").info)
 
 
 @pytest.mark.parametrize("case, message", [("nothing", "no such run"), ("empty", "no complete checkpoint")])
@@ -64,6 +70,13 @@ def test_another_model_is_refused_with_every_difference(tmp_path):
     with pytest.raises(CheckpointError) as raised:
         check_same_model(checkpoint, config(n_embd=64, n_layer=3))
     assert "model.n_layer was 12, now 3; model.n_embd was 32, now 64" in str(raised.value)
+
+
+def test_data_of_another_tokenizer_is_refused(tmp_path):
+    checkpoint = Checkpoint.read(write_checkpoint(tmp_path, 5))
+    check_same_tokenizer(checkpoint, load_tokenizer("bytes").info)
+    with pytest.raises(CheckpointError, match=r"trained on tokens of bytes .* now holds those of gpt2"):
+        check_same_tokenizer(checkpoint, load_tokenizer("gpt2").info)
 
 
 def test_a_fresh_start_sets_the_former_run_aside_and_loses_nothing(tmp_path):
