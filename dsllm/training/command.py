@@ -1,0 +1,35 @@
+"""The whole of a training command, for any trainer: what `launch/train.py` runs, and a script of one's own.
+
+if __name__ == "__main__":
+    run(MyTrainer, sys.argv[1:])
+"""
+
+from collections.abc import Sequence
+
+from dsllm.command_line import parse
+from dsllm.errors import Stopped
+from dsllm.training.hostfile import check_launcher
+from dsllm.training.trainer import BaseTrainer
+from dsllm.training.world import joined, one_voice
+
+USAGE = """Train a model, on one machine or many; the same command on the same run_dir resumes.
+
+    deepspeed [--hostfile hosts] launch/train.py --config launch/recipes/NAME.yaml [--section.key value ...] [--fresh]
+
+--fresh sets aside what the run's folder holds and starts over. Every key of the configuration is an option:"""
+
+
+def run(trainer: type[BaseTrainer], argv: Sequence[str], usage: str = USAGE) -> None:
+    """Train as the command line says.
+
+    Raises `SystemExit`: 2 after one message for what the user can put right; 143 or 130 when a signal stopped the run,
+    after a complete checkpoint.
+    """
+    with one_voice():
+        arguments = parse(argv, usage)
+        check_launcher()
+        try:
+            with joined() as world:
+                trainer(arguments.config, world, arguments.fresh).train()
+        except Stopped as stopped:
+            raise SystemExit(stopped.exit_code) from None
