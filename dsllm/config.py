@@ -101,9 +101,9 @@ class TrainConfig(Section):
     eval_every: NonNegativeInt = 250
     """Steps between evaluations on the validation split; 0: never."""
     eval_samples: PositiveInt | None = 512
-    """Samples of the validation split, evenly spaced, that an evaluation reads; none: all."""
+    """Samples of the validation split, evenly spaced, that an evaluation reads; null: all."""
     test_samples: NonNegativeInt | None = None
-    """The same for the test split after training; none: all; 0: no test."""
+    """The same for the test split after training; null: all; 0: no test."""
     checkpoint_every: NonNegativeInt = 500
     """Steps between checkpoints; the last step always writes one. 0: only then."""
     keep_checkpoints: PositiveInt = 2

@@ -13,7 +13,8 @@ The string under a field is its documentation; `describe` prints it for `--help`
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -79,10 +80,23 @@ def describe(section: type[Section], at: str) -> Iterator[str]:
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, Section):
             continue
-        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-        default = "required" if field.is_required() else f"default {field.default}"
-        yield f"  --{dotted(at, name)}  ({kind.replace('NoneType', 'None')}; {default})"
+        default = "null" if field.default is None else field.default
+        yield f"  --{dotted(at, name)}  ({_kind(annotation)}; {'required' if field.is_required() else f'{default}'})"
         yield f"      {' '.join((field.description or '').split())}"
+
+
+def _kind(annotation: Any) -> str:
+    """A type as a user writes its values: `int | null`, `cosine | wsd`, `[str, ...]`."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin is Literal:
+        return " | ".join(str(value) for value in inner)
+    if origin in (Union, UnionType):
+        return " | ".join(_kind(option) for option in inner)
+    if origin is list:
+        return f"[{_kind(inner[0])}, ...]"
+    return "null" if annotation is NoneType else annotation.__name__.lower()
 
 
 def _lines(section: type[Section], details: ErrorDetails, values: Mapping[str, Any], at: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Train a model: `deepspeed [--hostfile hosts] launch/train.py --config launch/recipes/NAME.yaml`; `--help` says more."""
+"""Train a model: `deepspeed [--hostfile hosts] launch/train.py --config launch/recipes/NAME.yaml`; see `--help`."""
 
 import sys
 
