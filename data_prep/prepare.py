@@ -182,7 +182,7 @@ class _Run:
                     journal = following
             return self._finish(journal)
         except BaseException as error:
-            if not journal.sets:
+            if not journal.manifest.shards:
                 remove_everything(self.out)
             elif isinstance(error, DataError):
                 raise DataError(f"{error}; {journal.sets} sets of shards are whole, the same command goes on") from None

@@ -80,7 +80,7 @@ class HuggingFaceTokenizer(Tokenizer):
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):  # a lone surrogate is no string for it
             return self.encode_batch([well_formed(text) for text in texts])
-        return concatenated([np.array(encoding.ids, np.int64) for encoding in encodings])
+        return concatenated([np.array(encoding.ids, np.uint32) for encoding in encodings])
 
     def decode(self, ids: Iterable[int]) -> str:
         text, run = "", []
