@@ -37,16 +37,17 @@ class Sampler:
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         logits = logits.float() / self.temperature
+        tokens = None  # the columns of `logits`, where they are not the vocabulary in its order
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             logits, tokens = logits.topk(self.top_k)  # (B, k), descending
-        else:
+        elif self.top_p is not None:
             logits, tokens = logits.sort(descending=True)
         probabilities = logits.softmax(dim=-1)
         if self.top_p is not None:
             before = probabilities.cumsum(dim=-1) - probabilities  # so that the likeliest always stays
             probabilities = probabilities.masked_fill(before >= self.top_p, 0)
         choice = torch.multinomial(probabilities, 1, generator=self.generator)  # (B, 1), unnormalised is allowed
-        return tokens.gather(1, choice).squeeze(1)
+        return (choice if tokens is None else tokens.gather(1, choice)).squeeze(1)
 
 
 def window_start(length: int, context: int) -> int:

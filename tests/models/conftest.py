@@ -1,6 +1,6 @@
 """A GPT-2 small enough that a test builds it, and large enough that each of its parts matters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -8,6 +8,15 @@ import torch
 from dsllm.models.gpt2 import GPT2, GPT2Config
 
 SMALL = {"n_layer": 3, "n_head": 2, "n_embd": 32, "context": 16, "vocab_size": 61}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These matrices are so small that on a busy machine two threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

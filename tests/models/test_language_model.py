@@ -45,12 +45,18 @@ def test_a_row_repeats_its_stop_token_and_all_end_together(small, ids):
     model = small()
     free = model.generate(ids[:, :4], 12, seed=2)[:, 4:]
     stop = int(free[0, 3])
-    stopped = model.generate(ids[:, :4], 12, seed=2, stop_token=stop)[:, 4:]
-    first = [(row == stop).nonzero()[:1].flatten().tolist() for row in stopped]
-    assert stopped[0, :4].equal(free[0, :4]) and stopped[0, 3:].eq(stop).all()
-    assert stopped.shape[1] == (12 if not first[1] else max(first[0][0], first[1][0]) + 1)
-    alone = model.generate(ids[:1, :4], 12, temperature=0)[0, 4:]
-    assert model.generate(ids[:1, :4], 12, temperature=0, stop_token=int(alone[0])).shape == (1, 5)
+    is_stop = free == stop
+    after = is_stop.cumsum(dim=1) - is_stop.int() > 0
+    length = int((~after).sum(dim=1).max())
+    expected = free.masked_fill(after, stop)[:, :length]
+    assert model.generate(ids[:, :4], 12, seed=2, stop_token=stop)[:, 4:].equal(expected)
+    assert after.any() and not after.all(dim=0).all()
+
+
+def test_generation_ends_at_once_when_every_row_has_stopped(small, ids):
+    model = small()
+    first = int(model.generate(ids[:1, :4], 1, temperature=0)[0, 4])
+    assert model.generate(ids[:1, :4], 12, temperature=0, stop_token=first).shape == (1, 5)
 
 
 @pytest.mark.parametrize("training", [True, False])
