@@ -21,8 +21,8 @@ $(READY): setup.py constraints.txt
 # From text to a trained model, judged and heard; started again it goes on where it was.
 demo: env
 	$(BIN)/python -m data_prep tokenize --source installed:sympy,mpmath,networkx --out data/demo
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) launch/train.py --config launch/recipes/demo_gpt2.yaml
-	$(BIN)/python launch/evaluate.py $(DEMO_RUN) --split test --samples 256
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --quiet --num_gpus $(RANKS) launch/train.py --config launch/recipes/demo_gpt2.yaml
+	$(BIN)/python launch/evaluate.py $(DEMO_RUN) --split test --samples 128
 	$(BIN)/python launch/generate.py $(DEMO_RUN) --prompt "def " --max_new_tokens 120 --seed 1
 	@echo
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir $(DEMO_RUN)/tensorboard, then open http://localhost:6006"
