@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import run
+from tests.launching import run, train
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +32,11 @@ monitor: {{log_every: 1}}
 """
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def trained_run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of `recipe` in a single process, at ZeRO 0."""
+    run_dir = tmp_path_factory.mktemp("runs") / "one_rank"
+    train(recipe, run_dir, ranks=1, train__ds_config="ds_configs/zero0.json")
+    return run_dir

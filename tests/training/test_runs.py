@@ -23,31 +23,23 @@ def evaluations(run_dir: Path) -> dict[tuple[str, int], float]:
     return {(r["split"], r["step"]): r["loss"] for r in read_metrics(run_dir) if r["kind"] == "eval"}
 
 
-@pytest.fixture(scope="module")
-def one_rank(recipe, tmp_path_factory) -> Path:
-    """An undisturbed run in a single process, at ZeRO 0."""
-    run_dir = tmp_path_factory.mktemp("runs") / "one_rank"
-    train(recipe, run_dir, ranks=1, train__ds_config="ds_configs/zero0.json")
-    return run_dir
-
-
-def test_a_run_leaves_the_files_and_records_of_the_contract(one_rank):
-    assert (one_rank / "config.yaml").exists()
-    assert [path.name for path in complete_checkpoints(one_rank)] == ["step_00000004", "step_00000008"]
-    assert (one_rank / "checkpoints" / "latest").read_text().strip() == "step_00000008"
-    assert list((one_rank / "tensorboard").rglob("events*"))
-    assert sorted(losses(one_rank)) == list(range(1, 9))
-    assert set(evaluations(one_rank)) == {("val", 0), ("val", 4), ("val", 8), ("test", 8)}
-    first = next(record for record in read_metrics(one_rank) if record["kind"] == "train")
+def test_a_run_leaves_the_files_and_records_of_the_contract(trained_run):
+    assert (trained_run / "config.yaml").exists()
+    assert [path.name for path in complete_checkpoints(trained_run)] == ["step_00000004", "step_00000008"]
+    assert (trained_run / "checkpoints" / "latest").read_text().strip() == "step_00000008"
+    assert list((trained_run / "tensorboard").rglob("events*"))
+    assert sorted(losses(trained_run)) == list(range(1, 9))
+    assert set(evaluations(trained_run)) == {("val", 0), ("val", 4), ("val", 8), ("test", 8)}
+    first = next(record for record in read_metrics(trained_run) if record["kind"] == "train")
     names = "step tokens loss lr grad_norm tokens_per_second step_seconds data_wait_seconds memory_bytes flops"
     keys = names.split()
     assert set(keys) <= set(first)
     assert all(isinstance(first[key], (int, float)) for key in keys)
-    assert RunConfig.from_file(one_rank / "config.yaml").model.vocab_size == 320
+    assert RunConfig.from_file(trained_run / "config.yaml").model.vocab_size == 320
 
 
-def test_training_lowers_the_loss(one_rank):
-    values = losses(one_rank)
+def test_training_lowers_the_loss(trained_run):
+    values = losses(trained_run)
     assert values[1] == pytest.approx(5.77, abs=0.3)  # ln 320: nothing is known at first
     assert values[8] < values[1] - 0.5
 
@@ -57,13 +49,13 @@ STAGES = ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_zero_configuration_on_two_ranks_gives_the_losses_of_one_process(stage, one_rank, recipe, tmp_path):
+def test_every_zero_configuration_on_two_ranks_gives_the_losses_of_one_process(stage, trained_run, recipe, tmp_path):
     train(recipe, tmp_path, ranks=2, train__ds_config=f"ds_configs/{stage}.json")
-    assert losses(tmp_path) == pytest.approx(losses(one_rank), abs=1e-4)
-    assert evaluations(tmp_path) == pytest.approx(evaluations(one_rank), abs=1e-4)
-    norms = [[r["grad_norm"] for r in read_metrics(d) if r["kind"] == "train"] for d in (tmp_path, one_rank)]
+    assert losses(tmp_path) == pytest.approx(losses(trained_run), abs=1e-4)
+    assert evaluations(tmp_path) == pytest.approx(evaluations(trained_run), abs=1e-4)
+    norms = [[r["grad_norm"] for r in read_metrics(d) if r["kind"] == "train"] for d in (tmp_path, trained_run)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
-    ours, theirs = load_model(tmp_path).state_dict(), load_model(one_rank).state_dict()
+    ours, theirs = load_model(tmp_path).state_dict(), load_model(trained_run).state_dict()
     assert all(ours[name].allclose(theirs[name], atol=1e-4) for name in theirs)
 
 
@@ -102,10 +94,10 @@ def test_control_c_saves_and_exits_130_and_the_same_command_goes_on(recipe, tmp_
     assert complete_checkpoints(tmp_path)[-1].name == f"step_{step:08d}"
 
 
-def test_a_finished_run_started_again_does_nothing_more(one_rank, recipe):
-    before = (one_rank / "metrics.jsonl").read_text().splitlines()
-    train(recipe, one_rank, ranks=1, train__ds_config="ds_configs/zero0.json")
-    after = list(read_metrics(one_rank)[len(before) :])
+def test_a_finished_run_started_again_does_nothing_more(trained_run, recipe):
+    before = (trained_run / "metrics.jsonl").read_text().splitlines()
+    train(recipe, trained_run, ranks=1, train__ds_config="ds_configs/zero0.json")
+    after = list(read_metrics(trained_run)[len(before) :])
     assert {record["kind"] for record in after} == {"event"}
 
 
@@ -127,11 +119,11 @@ def test_bf16_activation_checkpointing_masking_and_a_blend_run_together(recipe, 
     assert values[8] < values[1] - 0.4
 
 
-def test_evaluate_and_generate_read_a_run(one_rank):
-    output = python("launch/evaluate.py", one_rank, "--split", "test", "--samples", 7)
-    assert f"loss {evaluations(one_rank)['test', 8]:.4f}" in output
+def test_evaluate_and_generate_read_a_run(trained_run):
+    output = python("launch/evaluate.py", trained_run, "--split", "test", "--samples", 7)
+    assert f"loss {evaluations(trained_run)['test', 8]:.4f}" in output
     texts = [
-        python("launch/generate.py", one_rank, "--prompt", "def ", "--max_new_tokens", 60, "--seed", 1)
+        python("launch/generate.py", trained_run, "--prompt", "def ", "--max_new_tokens", 60, "--seed", 1)
         for _ in range(2)
     ]
     assert texts[0] == texts[1]
@@ -159,12 +151,12 @@ def test_what_a_user_gets_wrong_is_one_message_and_exit_code_2(overrides, messag
     assert not run_dir.exists()
 
 
-def test_a_checkpoint_of_another_model_is_refused_and_left_alone(one_rank, recipe):
-    before = sorted(path.name for path in one_rank.rglob("*"))
-    output = python(*train_command(recipe, one_rank, 1, {"model.n_layer": 3})[1:], expect=2)
+def test_a_checkpoint_of_another_model_is_refused_and_left_alone(trained_run, recipe):
+    before = sorted(path.name for path in trained_run.rglob("*"))
+    output = python(*train_command(recipe, trained_run, 1, {"model.n_layer": 3})[1:], expect=2)
     assert "a checkpoint of another model: model.n_layer was 2, now 3" in output
     assert "Traceback" not in output
-    assert sorted(path.name for path in one_rank.rglob("*")) == before
+    assert sorted(path.name for path in trained_run.rglob("*")) == before
 
 
 @pytest.mark.slow

@@ -1,0 +1,32 @@
+"""What the README shows in Python works as it stands there."""
+
+import re
+import sys
+
+from dsllm.training.checkpoints import complete_checkpoints
+from dsllm.training.monitor import read_metrics
+from tests.launching import REPOSITORY, run
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_the_training_algorithm_of_ones_own_trains(recipe, trained_run, tmp_path):
+    script = tmp_path / "smooth.py"
+    script.write_text(next(block for block in BLOCKS if "class LabelSmoothing" in block))
+    assert len(script.read_text().splitlines()) < 30
+    run([sys.executable, script, "--config", recipe, "--run_dir", tmp_path / "run"])
+    smooth, plain = (
+        [r["loss"] for r in read_metrics(d) if r["kind"] == "train"] for d in (tmp_path / "run", trained_run)
+    )
+    assert len(complete_checkpoints(tmp_path / "run")) == 2
+    assert smooth[-1] < smooth[0] - 0.5
+    assert smooth[-1] > plain[-1] + 0.05  # the smoothed loss cannot fall as low
+
+
+def test_a_configuration_a_model_and_a_trained_model_in_python(trained_run, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    names: dict = {}
+    exec(next(block for block in BLOCKS if "load_model" in block).replace("runs/demo_gpt2", str(trained_run)), names)
+    assert names["model"].config.n_layer == 2
+    assert not names["trained"].training
+    assert names["trained"].config.n_embd == 32
