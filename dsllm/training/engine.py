@@ -61,6 +61,8 @@ def merge(given: dict[str, Any], train: TrainConfig, world_size: int, precision:
     raise_problems([f"{train.ds_config}: {line}" for line in _contradictions(given, merged)])
     for key in ("bf16", "fp16"):
         merged[key] = {**given.get(key, {}), **merged[key]}
+    if given.get("zero_optimization", {}).get("stage", 0) == 0:
+        merged |= _half_precision_without_zero(train, precision)
     # The optimizer is torch's; DeepSpeed's own for offloading compiles a kernel, which a CPU does not need.
     return {"steps_per_print": 2**31, "zero_force_ds_cpu_optimizer": False, **given, **merged}
 
@@ -99,6 +101,25 @@ def take_step(engine: Any) -> torch.Tensor | float | None:
         norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
     engine.step()
     return engine.get_global_grad_norm() if norm is None else norm
+
+
+def _half_precision_without_zero(train: TrainConfig, precision: Precision) -> dict[str, Any]:
+    """bf16 by autocast over fp32 weights, at stage 0.
+
+    DeepSpeed's own half precision there is wrong at 0.19: its optimizer takes a step of zero gradients when it is made,
+    which puts Adam's bias correction one step off and decays the weights once at the peak rate; and in fp16 it divides
+    the gradients by a loss scale that the loss was never multiplied by.
+    """
+    if precision == "fp16":
+        raise_problems(
+            [
+                f"train.precision = fp16: does not work at ZeRO stage 0 as in {train.ds_config}; "
+                f"take --train.ds_config ds_configs/zero1.json, or bf16 or fp32"
+            ]
+        )
+    if precision == "fp32":
+        return {}
+    return {"bf16": {"enabled": False}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
 
 
 def _contradictions(given: dict[str, Any], merged: dict[str, Any]) -> Iterator[str]:

@@ -24,9 +24,17 @@ def test_batch_sizes_precision_and_clipping_come_from_the_run():
 
 def test_what_says_the_same_or_auto_is_no_contradiction():
     given = {"train_batch_size": "auto", "gradient_clipping": 0.5, "fp16": {"enabled": True, "loss_scale_window": 50}}
-    merged = merge(given, TRAIN, 2, "fp16")
+    merged = merge({**given, "zero_optimization": {"stage": 1}}, TRAIN, 2, "fp16")
     assert merged["train_batch_size"] == 32
     assert merged["fp16"] == {"enabled": True, "loss_scale_window": 50}
+
+
+def test_half_precision_without_zero_is_autocast_or_refused():
+    merged = merge({"zero_optimization": {"stage": 0}}, TRAIN, 2, "bf16")
+    assert merged["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert not merged["bf16"]["enabled"]
+    with pytest.raises(ConfigError, match=r"train\.precision = fp16: does not work at ZeRO stage 0"):
+        merge({"zero_optimization": {"stage": 0}}, TRAIN, 2, "fp16")
 
 
 def test_every_contradiction_is_named_with_both_values():

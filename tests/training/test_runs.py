@@ -102,6 +102,15 @@ def test_a_finished_run_started_again_does_nothing_more(trained_run, recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "stage, precision", [("zero0", "bf16"), ("zero1", "bf16"), ("zero3", "bf16"), ("zero2", "fp16")]
+)
+def test_half_precision_follows_the_losses_of_fp32(stage, precision, trained_run, recipe, tmp_path):
+    train(recipe, tmp_path, train__ds_config=f"ds_configs/{stage}.json", train__precision=precision)
+    assert losses(tmp_path) == pytest.approx(losses(trained_run), abs=0.01)
+
+
+@pytest.mark.slow
 def test_bf16_activation_checkpointing_masking_and_a_blend_run_together(recipe, data_folder, tmp_path):
     train(
         recipe,
