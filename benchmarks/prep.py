@@ -1,0 +1,119 @@
+"""Making tokens: data_prep against tiktoken and against a `datasets.map` pipeline such as nanoGPT's.
+
+    python benchmarks/prep.py [--repeats 5] [--corpus installed:sympy,mpmath,networkx]
+
+Each run is a fresh process on the same documents, with a thread or a process per core. They take turns, so that a
+machine whose speed drifts slows all of them; one round before the first is thrown away, so that all find the files in
+memory. "Tokenising" is from documents in memory to tokens in memory, cold; "whole command" is the life of the process,
+from its start over reading and tokenising to files on disk. All must find the same number of tokens.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import report
+
+from data_prep.sources.opening import open_source
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = Path(__file__).with_name("prep_contenders.py")
+CORPORA = ("installed:sympy,mpmath,networkx", "installed:sympy,mpmath,networkx,numpy,torch,transformers,deepspeed")
+TOKENISING = {"data_prep_encoding": "data_prep", "tiktoken": "tiktoken", "datasets_map": "datasets.map"}
+WHOLE = {"data_prep": "data_prep", "tiktoken": "tiktoken", "datasets_map": "datasets.map"}
+
+
+def measure(contender: str, corpus: str) -> dict[str, Any]:
+    """One fresh process: its tokens, its seconds for tokenising and in all."""
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, SCRIPT, contender, corpus, folder], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        seconds = time.perf_counter() - begun
+    if done.returncode:
+        raise SystemExit(f"{contender} on {corpus}:\n{done.stderr}")
+    return {**json.loads(done.stdout.splitlines()[-1]), "process_seconds": seconds}
+
+
+def compare(corpus: str, repeats: int) -> dict[str, Any]:
+    """All contenders on one corpus, in turns."""
+    contenders = sorted({*TOKENISING, *WHOLE})
+    runs: dict[str, list[dict[str, Any]]] = {contender: [] for contender in contenders}
+    for round_ in range(repeats + 1):
+        for contender in contenders:
+            run = measure(contender, corpus)
+            print(f"round {round_} {contender}: {run}", file=sys.stderr)
+            if round_:
+                runs[contender].append(run)
+    counts = {run["tokens"] for of_one in runs.values() for run in of_one}
+    if len(counts) != 1:
+        raise SystemExit(f"{corpus}: the contenders do not agree on the number of tokens: {sorted(counts)}")
+    [tokens] = counts
+    identity = open_source(corpus).identity
+    return {
+        "corpus": corpus,
+        "bytes": identity["bytes"],
+        "files": identity["files"],
+        "tokens": tokens,
+        "tokenising_seconds": {name: report.summary([r["encode_seconds"] for r in runs[name]]) for name in TOKENISING},
+        "whole_seconds": {name: report.summary([r["process_seconds"] for r in runs[name]]) for name in WHOLE},
+    }
+
+
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    """The table's lines for one corpus; the slower a median, the more it is multiplied to reach data_prep's speed."""
+    lines = []
+    for what, key, names in (
+        ("tokenising, cold", "tokenising_seconds", TOKENISING),
+        ("whole command", "whole_seconds", WHOLE),
+    ):
+        ours = result[key][next(iter(names))]["median"]
+        for name, shown in names.items():
+            seconds = result[key][name]
+            median = seconds["median"]
+            lines.append(
+                [
+                    f"{result['bytes'] / 1e6:.1f} MB",
+                    what,
+                    shown,
+                    report.spread(seconds, 2),
+                    f"{result['bytes'] / median / 1e6:.1f}",
+                    f"{result['tokens'] / median / 1e6:.1f}",
+                    "" if shown == "data_prep" else f"{median / ours:.1f}×",
+                ]
+            )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each contender that count")
+    parser.add_argument("--corpus", nargs="+", default=CORPORA, help="what `data_prep tokenize --source` takes")
+    arguments = parser.parse_args()
+    results = [compare(corpus, arguments.repeats) for corpus in arguments.corpus]
+    machine = report.machine("tiktoken", "gigatoken", "datasets", "numpy")
+    header = ["text", "what", "by", "seconds (least–most)", "MB/s", "M tokens/s", "data_prep is faster by"]
+    lines = [line for result in results for line in rows(result)]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    about = (
+        f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, {versions}, "
+        f"commit {machine['commit']}, {machine['date']}; medians of {arguments.repeats} fresh processes each, in turns."
+    )
+    corpora = "\n".join(
+        f"- {each['bytes'] / 1e6:.1f} MB: `{each['corpus']}`, {each['files']:,} files, {each['tokens']:,} tokens"
+        for each in results
+    )
+    report.write(
+        "prep", {"machine": machine, "results": results}, f"{about}\n\n{corpora}\n\n{report.table(header, lines)}"
+    )
+
+
+if __name__ == "__main__":
+    main()
