@@ -13,6 +13,7 @@ Triton kernel. Here the division by the number of targets waits for the backward
 before the loss scale has come in.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 IGNORED = -100  # the target of a position without loss, as in torch's cross_entropy
-LOGITS_HELD = 2**25  # 128 MiB in fp32; smaller pieces starve the matrix products, larger ones leave the caches
+LOGITS_HELD = 2**25  # 128 MiB in fp32; in bf16 half of it costs a sixth of the speed, and twice of it wins 3 %
 
 
 class TiedHead(nn.Module):
@@ -48,8 +49,12 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Te
     hidden (..., E), weight (V, E), targets (...) int64. Products run in the dtype of `hidden`, or autocast's; softmax,
     loss and the sum of weight gradients in fp32. Gradients flow to `hidden` and, unless it is frozen, to `weight`.
 
-    Forward and backward, 2048 × 192 → 50,304, two CPU threads with AMX, best of six, against `F.cross_entropy` on the
-    whole logits: MEASURED
+    Forward and backward, 2048 × 192 → 50,304, two CPU threads with AMX, median of nine in ms:
+
+                                                        fp32   bf16
+        F.cross_entropy of the whole logits              934    754
+        F.linear_cross_entropy, batch_chunk_size=512     610    719, and its loss is 11.125 for 11.073
+        this                                             613    458
     """
     if not torch.is_grad_enabled():  # a Function cannot see no_grad; without this it would make gradients for nobody
         hidden, weight = hidden.detach(), weight.detach()
@@ -63,25 +68,39 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         want_hidden, want_weight, _ = ctx.needs_input_grad
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        exact = torch.promote_types(dtype, torch.float32)
         h, w = hidden.to(dtype), weight.to(dtype)  # (N, E), (V, E)
         kept = targets != IGNORED
-        targets = targets.where(kept, 0)[:, None]
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        targets = targets.where(kept, 0)[:, None]  # (N, 1)
+        pieces = max(1, math.ceil(h.shape[0] * w.shape[0] / LOGITS_HELD))
+        rows = math.ceil(h.shape[0] / pieces)
+
+        # Written again by every piece: fresh memory of this size costs a CPU as much as a matrix product.
+        logits = h.new_empty(rows, w.shape[0])
+        log_p = torch.empty_like(logits, dtype=exact)
+        product = torch.empty_like(w) if want_weight and dtype != exact else None
         d_hidden = torch.empty_like(h) if want_hidden else None
-        d_weight = torch.zeros_like(w, dtype=torch.float32) if want_weight else None
-        rows = max(1, LOGITS_HELD // w.shape[0])
-        for start in range(0, h.shape[0], rows):
-            piece = slice(start, start + rows)
-            keep = kept[piece, None]
-            d = F.log_softmax(h[piece] @ w.t(), dim=-1, dtype=torch.float32)  # (rows, V)
-            loss -= (d.gather(1, targets[piece]) * keep).sum()
+        d_weight = torch.zeros_like(w, dtype=exact) if want_weight else None
+        loss = torch.zeros((), dtype=exact, device=hidden.device)
+
+        for h_piece, target, keep, start in zip(
+            h.split(rows), targets.split(rows), kept[:, None].split(rows), range(0, h.shape[0], rows), strict=True
+        ):
+            n = h_piece.shape[0]
+            torch.mm(h_piece, w.t(), out=logits[:n])
+            d = torch.log_softmax(logits[:n], dim=-1, dtype=exact, out=log_p[:n])
+            loss -= (d.gather(1, target) * keep).sum()
             if not (want_hidden or want_weight):
                 continue
-            d = d.exp_().scatter_add_(1, targets[piece], d.new_full((1, 1), -1).expand(d.shape[0], 1)).to(dtype)
+            d.exp_().scatter_add_(1, target, d.new_full((1, 1), -1).expand(n, 1))
+            if dtype != exact:
+                d = logits[:n].copy_(d)
             if d_hidden is not None:
-                d_hidden[piece] = (d @ w) * keep
-            if d_weight is not None:
-                d_weight += d.t() @ (h[piece] * keep)
+                d_hidden[start : start + n] = (d @ w) * keep
+            if d_weight is not None and product is None:
+                torch.addmm(d_weight, d.t(), h_piece * keep, out=d_weight)
+            elif d_weight is not None:
+                d_weight += torch.mm(d.t(), h_piece * keep, out=product)
         count = kept.sum().clamp(min=1)
         ctx.save_for_backward(d_hidden, d_weight, count)
         ctx.dtypes = hidden.dtype, weight.dtype
@@ -93,7 +112,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_hidden, d_weight, count = ctx.saved_tensors
         scale = grad / count
         scaled = [
-            None if d is None else (d.float() * scale).to(dtype)
+            None if d is None else (d.to(grad.dtype) * scale).to(dtype)
             for d, dtype in zip((d_hidden, d_weight), ctx.dtypes, strict=True)
         ]
         return scaled[0], scaled[1], None

@@ -205,7 +205,7 @@ class LanguageModel(nn.Module):
             chosen = sampler(self.head(last))
             if stop_token is not None:
                 chosen = chosen.masked_fill(stopped, stop_token)
-                stopped |= chosen == stop_token
+                stopped = chosen == stop_token
             tokens = torch.cat((tokens, chosen[:, None]), dim=1)
             if stop_token is not None and stopped.all():
                 break
