@@ -5,7 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 MEGATRON_READERS = ["megatron-core>=0.16.1"]  # megatron.core.datasets opens our shards
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "transformers>=5", "ruff>=0.15", "mypy>=1.18", "types-PyYAML", "types-psutil", "types-tqdm"]
+TYPES = ["types-PyYAML", "types-psutil", "types-tqdm"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "transformers>=5", "ruff>=0.15", "mypy>=1.18"]
 
 setup(
     name="dsllm",
@@ -34,6 +35,6 @@ setup(
         "tqdm>=4.66",
         "psutil>=5.9",
     ],
-    extras_require={"test": TEST + MEGATRON_READERS},
+    extras_require={"test": TEST + TYPES + MEGATRON_READERS},
     entry_points={"console_scripts": ["dsllm-data=data_prep.cli:main"]},
 )

@@ -47,7 +47,10 @@ class Checkpoint:
         except FileNotFoundError:
             raise CheckpointError(f"{path}: not a complete checkpoint, its file {MARKER} is missing") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path / MARKER}: cannot be read ({error!r}); take an older checkpoint") from None
+            raise CheckpointError(
+                f"{path / MARKER}: cannot be read ({error!r}), damaged or of another version of dsllm; "
+                f"remove the folder to go on from the one before it, or start over with --fresh"
+            ) from None
 
     def config(self) -> RunConfig:
         """The configuration that it was written with."""
