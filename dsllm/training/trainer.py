@@ -55,6 +55,10 @@ class BaseTrainer:
         self.run_dir = Path(config.run_dir)
         self.splits = world.together(lambda: open_splits(self.config))
         self.loader = world.together(self._loader)
+        self.precision = self._precision()
+        given = world.together(lambda: read_ds_config(train.ds_config))
+        ds_config = world.together(lambda: merge(given, train, world.size, self.precision))
+        # A former run is moved only when all that a user can get wrong has been checked.
         aside = world.from_main(lambda: set_aside(self.run_dir)) if fresh else None
         self.checkpoints = Checkpoints(self.run_dir, world, train.keep_checkpoints, self.tokenizer.info)
         checkpoint = self.checkpoints.newest()
@@ -70,7 +74,7 @@ class BaseTrainer:
         self.model.checkpoint_activations(train.activation_checkpointing)
         self.parameters = self.model.count_parameters()  # counted before ZeRO-3 parts them
         self.flops_per_token = self.model.flops_per_token(self.config.model.context)
-        self.engine = self._engine()
+        self.engine = build_engine(self.model, self.parameter_groups(), train, ds_config, world)
         if checkpoint is not None:
             world.together(lambda: self.checkpoints.load(self.engine, checkpoint))
         self.signals = StopSignals(world)
@@ -188,14 +192,9 @@ class BaseTrainer:
         )
         return Prefetcher(loader)
 
-    def _engine(self) -> Any:
-        train, world = self.config.train, self.world
-        self.precision: Precision = (
-            world.from_main(lambda: fastest_precision(world.device)) if train.precision == "auto" else train.precision
-        )
-        given = world.together(lambda: read_ds_config(train.ds_config))
-        ds_config = world.together(lambda: merge(given, train, world.size, self.precision))
-        return build_engine(self.model, self.parameter_groups(), train, ds_config, world)
+    def _precision(self) -> Precision:
+        asked = self.config.train.precision
+        return self.world.from_main(lambda: fastest_precision(self.world.device)) if asked == "auto" else asked
 
     def _begin(self, checkpoint: Checkpoint | None, aside: Path | None) -> Monitor | None:
         """Open the run's records, on rank 0, and say what begins here."""
