@@ -132,6 +132,7 @@ def _rows(path: Path, fields: tuple[str, ...], start: int) -> Iterator[tuple[int
     # Imported where it is needed: pyarrow takes longer to load than a small corpus takes to prepare.
     import pyarrow as arrow
     import pyarrow.parquet as parquet
+    from pyarrow.types import is_large_string, is_string, is_string_view
 
     try:
         file = parquet.ParquetFile(path)
@@ -142,7 +143,9 @@ def _rows(path: Path, fields: tuple[str, ...], start: int) -> Iterator[tuple[int
                     f"{path}: no column {field!r}, there are: {', '.join(sorted(there))}; "
                     "name one or several with --fields"
                 )
-            if not (arrow.types.is_string(there[field]) or arrow.types.is_large_string(there[field])):
+            # What pandas calls a category is a dictionary here: each row a number, each number a string.
+            kind = there[field].value_type if arrow.types.is_dictionary(there[field]) else there[field]
+            if not (is_string(kind) or is_large_string(kind) or is_string_view(kind)):
                 raise DataError(f"{path}: column {field!r} holds {there[field]}, not text; take another with --fields")
         row = 0
         for group in range(file.num_row_groups):

@@ -153,6 +153,21 @@ def test_a_column_of_numbers_is_no_text(records: Path):
     assert "holds int, not text" in problems(open_source(str(records / "a.jsonl"), fields=("n",)))[0]
 
 
+@pytest.mark.parametrize("kind", [arrow.string(), arrow.large_string(), arrow.string_view()], ids=str)
+def test_every_arrow_type_of_strings_is_text(tmp_path: Path, kind):
+    parquet.write_table(arrow.table({"text": arrow.array(texts(20), kind)}), tmp_path / "a.parquet")
+    assert all_texts(open_source(str(tmp_path / "a.parquet"))) == texts(20)
+
+
+def test_categories_of_strings_are_text_and_categories_of_numbers_are_not(tmp_path: Path):
+    columns = {"text": arrow.array(["b", "a", None, "b"]), "n": arrow.array([7, 8, 7, 8])}
+    table = arrow.table({name: column.dictionary_encode() for name, column in columns.items()})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert all_texts(open_source(str(tmp_path / "a.parquet"))) == ["b", "a", "", "b"]
+    with pytest.raises(DataError, match="column 'n' holds .*int64.*, not text"):
+        all_texts(open_source(str(tmp_path / "a.parquet"), fields=("n",)))
+
+
 def test_bytes_that_are_no_utf8_are_named_with_their_offset(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(b"good\xffbad")
     [found] = list(open_source(str(tmp_path / "a.txt")).documents(None))
