@@ -24,7 +24,8 @@ from dsllm.errors import CheckpointError, Stopped
 from dsllm.models import build_model
 from dsllm.models.language_model import LanguageModel
 from dsllm.training.checkpoints import Checkpoint, Checkpoints, incomplete_checkpoints
-from dsllm.training.engine import build_engine, merge, read_ds_config, set_lr, take_step
+from dsllm.training.ds_config import complete_ds_config
+from dsllm.training.engine import build_engine, set_lr, take_step
 from dsllm.training.evaluation import evaluate
 from dsllm.training.monitor import Monitor
 from dsllm.training.precision import Precision, fastest_precision
@@ -56,8 +57,7 @@ class BaseTrainer:
         self.splits = world.together(lambda: open_splits(self.config))
         self.loader = world.together(self._loader)
         self.precision = self._precision()
-        given = world.together(lambda: read_ds_config(train.ds_config))
-        ds_config = world.together(lambda: merge(given, train, world.size, self.precision))
+        ds_config = world.together(lambda: complete_ds_config(train, world.size, self.precision, world.device.type))
         # A former run is moved only when all that a user can get wrong has been checked.
         aside = world.from_main(lambda: set_aside(self.run_dir)) if fresh else None
         self.checkpoints = Checkpoints(self.run_dir, world, train.keep_checkpoints, self.tokenizer.info)
@@ -140,13 +140,12 @@ class BaseTrainer:
         set_lr(self.engine, lr)
         self.engine.train()
         total = torch.zeros((), device=self.world.device)
-        grad_norm = None
+        grad_norm, applied = None, True
         for micro in self._micro_batches(batch):
             loss = self.loss(micro)
             self.engine.backward(loss)
             total += loss.detach()
-            grad_norm = take_step(self.engine)
-        applied = self.engine.was_step_applied()
+            grad_norm, applied = take_step(self.engine)
         self.progress.advance(
             samples=self.config.train.global_batch_size,
             tokens=self.tokens_per_step,
