@@ -112,7 +112,7 @@ def tokenize(
         revision: Of a data set on the hub: branch, tag or commit.
         subset: Of a data set on the hub: which configuration.
         source_split: Of a data set on the hub: which of its splits to read.
-        fresh: Remove an earlier preparation from the folder first.
+        fresh: Replace an earlier preparation in the folder, once everything else was checked.
     """
     if errors is not None and errors not in ERROR_POLICIES:
         raise DataError(f"--errors {errors}: no such policy; take {', '.join(ERROR_POLICIES)}")

@@ -12,6 +12,7 @@ the end, the manifest says complete, then the journal goes.
 """
 
 import fcntl
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -92,19 +93,43 @@ def differences(then: Manifest, now: Manifest) -> list[str]:
     return found
 
 
+def was_prepared(folder: Path) -> bool:
+    """Whether a preparation, of this version or another, wrote the folder's manifest or journal."""
+    return any(map(_is_record, (folder / MANIFEST_NAME, folder / JOURNAL_NAME)))
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is a manifest or a journal, which carries one, rather than another program's under that name."""
+    if not path.exists():
+        return False
+    with os_errors_named(path):
+        content = path.read_bytes()
+    try:
+        record = json.loads(content)
+    except ValueError:
+        return False
+    if isinstance(record, dict):
+        record = record.get("manifest", record)
+    return isinstance(record, dict) and {"format_version", "shards"} <= record.keys()
+
+
 def remove_unknown(folder: Path, known: Manifest) -> None:
-    """Removes token files under our names that the manifest does not know, and drafts."""
+    """Removes drafts and token files under our names that the manifest does not know; before the first shard, side
+    files of an earlier preparation too."""
     names = {f"{shard.name}{suffix}" for shard in known.shards for suffix in (".bin", ".idx")}
+    kept = SIDE_FILES if known.shards else (JOURNAL_NAME, MANIFEST_NAME)
     for file in list(folder.iterdir()):
-        draft = file.name.endswith(".tmp") and (is_ours(file.name[:-4]) or file.name[:-4] in SIDE_FILES)
-        if draft or (is_ours(file.name) and file.name not in names):
+        name = file.name.removesuffix(".tmp")
+        if (is_ours(name) or name in SIDE_FILES) and file.name not in names and file.name not in kept:
             with os_errors_named(file):
                 file.unlink()
 
 
 def remove_everything(folder: Path) -> None:
-    """Removes what a preparation writes into a folder, and nothing else."""
-    for file in list(folder.iterdir()):
+    """Removes what a preparation writes into a folder, and nothing else; the journal last, so that the same command
+    can go on from any moment within."""
+    last = ("", MANIFEST_NAME, JOURNAL_NAME)
+    for file in sorted(folder.iterdir(), key=lambda file: last.index(file.name) if file.name in last else 0):
         name = file.name.removesuffix(".tmp")
         if is_ours(name) or name in SIDE_FILES:
             with os_errors_named(file):

@@ -7,7 +7,7 @@ complete   rates, manifest, and the journal goes
 """
 
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from data_prep.journal import (
     locked,
     remove_everything,
     remove_unknown,
+    was_prepared,
 )
 from data_prep.progress import Progress
 from data_prep.shard_set import ShardSet
@@ -113,7 +114,7 @@ def prepare(request: Request, out: Path, *, workers: int, fresh: bool = False, s
         request: what to prepare.
         out: the folder; made if missing.
         workers: threads that encode.
-        fresh: remove an earlier preparation from `out` first.
+        fresh: replace an earlier preparation in `out`, once the source has given its first text.
         show: a progress bar; by default on terminals.
 
     Raises:
@@ -129,11 +130,11 @@ def prepare(request: Request, out: Path, *, workers: int, fresh: bool = False, s
     if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.path.resolve().parent == out.resolve():
         raise DataError(f"--tokenizer {request.tokenizer}: lies in the folder that is written to; keep it elsewhere")
     with _folder(out), locked(out):
-        if fresh:
-            remove_everything(out)
-        earlier = _earlier(out)
+        earlier = _earlier(out, fresh=fresh)
         source = request.open(earlier.manifest.source if earlier else None)
         manifest = request.manifest(source, tokenizer, rule)
+        if fresh:
+            _refuse_without_text(request, source)
         if earlier:
             _refuse_another(out, earlier.manifest, manifest)
             if earlier.manifest.complete:
@@ -171,11 +172,13 @@ class _Run:
 
     def _work(self, journal: Journal, encoder: BatchEncoder) -> Manifest:
         try:
-            remove_unknown(self.out, journal.manifest)
             journal.write(self.out)
             if not journal.sets:
                 # Readers then say that the preparation has not ended, rather than that there is none.
                 journal.manifest.write(self.out)
+            # With --fresh these are all of the former shards: a kill in their midst leaves a journal to go on from.
+            remove_unknown(self.out, journal.manifest)
+            if not journal.sets:
                 _copy_tokenizer(self.tokenizer, self.out)
             with closing(self._groups(journal, encoder)) as groups:
                 while following := self._next_set(groups, journal):
@@ -226,11 +229,7 @@ class _Run:
 
     def _finish(self, journal: Journal) -> Manifest:
         if not journal.manifest.shards:
-            counts = journal.counts
-            raise DataError(
-                f"{self.request.source}: no text in it: {counts['read']:,} documents read, {counts['empty']:,} empty, "
-                f"{counts['skipped']:,} skipped; give a source with text"
-            )
+            raise _without_text(self.request, journal.counts)
         write_rates(self.out, self.progress.rates)
         manifest = journal.manifest.model_copy(update={"complete": True})
         manifest.write(self.out)
@@ -238,21 +237,46 @@ class _Run:
         return manifest
 
 
-def _earlier(out: Path) -> Journal | None:
-    """Where an earlier preparation of this folder stands, complete or not."""
+def _earlier(out: Path, *, fresh: bool) -> Journal | None:
+    """Where an earlier preparation of this folder stands, complete or not; None to begin anew."""
+    if not was_prepared(out):
+        strangers = sorted(file.name for file in out.iterdir() if is_ours(file.name) or file.name in SIDE_FILES)
+        if strangers:
+            raise DataError(
+                f"{out}: holds {strangers[0]}, but no {JOURNAL_NAME} or {MANIFEST_NAME} of data_prep says what it "
+                "belongs to; take another --out, or move it away"
+            )
+        return None
+    if fresh:
+        return None
     if (out / MANIFEST_NAME).exists():
         manifest = Manifest.read(out)
         if manifest.complete:
             return Journal(manifest=manifest)
     journal = Journal.read(out)
     if journal is None:
-        strangers = sorted(file.name for file in out.iterdir() if is_ours(file.name) or file.name in SIDE_FILES)
-        if strangers:
-            raise DataError(
-                f"{out}: holds {strangers[0]}, but no {JOURNAL_NAME} says what it belongs to; take another --out, "
-                "or --fresh to remove it"
-            )
+        raise DataError(
+            f"{out}: holds an unfinished preparation, but no {JOURNAL_NAME} to go on from; take another --out, "
+            "or --fresh to start over"
+        )
     return journal
+
+
+def _refuse_without_text(request: Request, source: Source) -> None:
+    """Reads up to the first text: what is wrong with a connection or a column shows there, before anything is lost."""
+    counts: Counter[str] = Counter()
+    for batch in batches(source, None, batch_bytes=1, limit=request.limit_documents, errors=request.policy):
+        if batch.texts:
+            return
+        counts.update(read=batch.read, empty=batch.empty, skipped=batch.skipped)
+    raise _without_text(request, counts)
+
+
+def _without_text(request: Request, counts: Mapping[str, int]) -> DataError:
+    return DataError(
+        f"{request.source}: no text in it: {counts['read']:,} documents read, {counts['empty']:,} empty, "
+        f"{counts['skipped']:,} skipped; give a source with text"
+    )
 
 
 def _refuse_another(out: Path, then: Manifest, now: Manifest) -> None:

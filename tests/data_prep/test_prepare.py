@@ -106,12 +106,67 @@ def test_fresh_removes_nothing_that_a_preparation_did_not_write(source, tmp_path
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine" and verify_folder(tmp_path / "out").sound
 
 
-def test_token_files_that_no_journal_knows_are_not_written_over(source, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": "missing/folder/a.jsonl"}, "no such file, folder or data set"),
+        ({"fields": ("txt",)}, "no column 'txt'"),
+        ({"tokenizer": "gpt-2"}, "gpt-2"),
+        ({"splits": (0.5, 0.6)}, "splits"),
+        ({"source": "textless"}, "no text in it: 2 documents read, 2 empty"),
+        ({"source": "broken"}, r"broken\.jsonl:1: not JSON"),
+    ],
+)
+def test_fresh_keeps_the_earlier_folder_if_the_new_preparation_cannot_begin(source, tmp_path: Path, change, message):
+    prepare(Request(source, shard_tokens=SETS), tmp_path / "out", workers=1)
+    before = contents(tmp_path / "out")
+    json_lines(tmp_path / "textless.jsonl", ["", " "])
+    (tmp_path / "broken.jsonl").write_text("broken")
+    made_here = {name: str(tmp_path / f"{name}.jsonl") for name in ("textless", "broken")}
+    asked = {"source": source, **change}
+    asked["source"] = made_here.get(asked["source"], asked["source"])
+    with pytest.raises(DataError, match=message):
+        prepare(Request(**asked), tmp_path / "out", workers=1, fresh=True)
+    assert contents(tmp_path / "out") == before
+
+
+def test_fresh_killed_among_the_former_shards_goes_on_without_them(source, tmp_path: Path):
+    out, request = tmp_path / "out", Request(source)
+    prepare(Request(source, tokenizer="bytes", shard_tokens=SETS), out, workers=1)
+    former = out / "train_00003.bin"
+    former.unlink()
+    former.mkdir()  # cannot be unlinked, so the run ends among the former shards as by a kill
+    (former / "file").touch()
+    with pytest.raises(DataError, match=r"train_00003\.bin"):
+        prepare(request, out, workers=1, fresh=True)
+    shutil.rmtree(former)
+    prepare(request, out, workers=1)
+    prepare(request, tmp_path / "new", workers=1)
+    assert contents(out) == contents(tmp_path / "new")
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("name", ["train_00000.bin", "tokenizer.json", "manifest.json", "journal.json"])
+def test_files_of_others_under_our_names_are_neither_written_over_nor_removed(source, tmp_path: Path, name, fresh):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "train_00000.bin").write_bytes(b"precious")
-    with pytest.raises(DataError, match=r"holds train_00000\.bin, but no journal"):
-        prepare(Request(source), tmp_path / "out", workers=1)
-    assert (tmp_path / "out" / "train_00000.bin").read_bytes() == b"precious"
+    (tmp_path / "out" / name).write_text('{"manifest": "precious"}')
+    with pytest.raises(DataError, match=rf"holds {name}, but no journal.*; take another --out, or move it away"):
+        prepare(Request(source), tmp_path / "out", workers=1, fresh=fresh)
+    assert contents(tmp_path / "out") == {name: b'{"manifest": "precious"}'}
+
+
+def test_fresh_replaces_an_unfinished_preparation_whose_journal_cannot_be_used(source, tmp_path: Path):
+    out = tmp_path / "out"
+    manifest = prepare(Request(source, shard_tokens=SETS), out, workers=1).manifest
+    manifest.model_copy(update={"complete": False}).write(out)
+    with pytest.raises(DataError, match=r"no journal\.json to go on from; .*--fresh"):
+        prepare(Request(source), out, workers=1)
+    (out / JOURNAL_NAME).write_text("{}")
+    with pytest.raises(DataError, match="not a journal of this version of data_prep; start over with --fresh"):
+        prepare(Request(source), out, workers=1)
+    prepare(Request(source), out, workers=1, fresh=True)
+    prepare(Request(source), tmp_path / "new", workers=1)
+    assert contents(out) == contents(tmp_path / "new")
 
 
 def test_two_preparations_of_one_folder_do_not_mix(source, tmp_path: Path):
