@@ -53,6 +53,14 @@ def parse(argv: Sequence[str], usage: str) -> Arguments:
     return Arguments(RunConfig.from_file(path, overrides), fresh)
 
 
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def help_lines(usage: str) -> Iterable[str]:
     """The usage, and a line or two for every key of the configuration."""
     yield usage

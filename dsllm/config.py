@@ -27,15 +27,15 @@ class ModelConfig(Section):
 
     name: str = "gpt2"
     """The model, by its registered name."""
-    n_layer: PositiveInt = 12
+    n_layer: int = Field(default=12, ge=1, le=10_000)
     """Layers that are executed for each token."""
     n_head: PositiveInt = 6
     """Attention heads; n_embd must divide by it."""
-    n_embd: PositiveInt = 192
+    n_embd: int = Field(default=192, ge=1, le=2**17)
     """Width of the residual stream."""
     context: PositiveInt = 256
     """Tokens that the model sees at once; a training sample has one more."""
-    vocab_size: PositiveInt | None = None
+    vocab_size: int | None = Field(default=None, ge=1, le=2**24)
     """Rows of the embedding; by default the tokenizer's size, rounded up to a multiple of 64."""
 
 
@@ -92,7 +92,7 @@ class TrainConfig(Section):
     """AdamW: decoupled decay of matrices; vectors (norms, biases) have none."""
     grad_clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; larger ones are scaled down before the step. 0: no clipping."""
-    seed: NonNegativeInt = 1337
+    seed: int = Field(default=1337, ge=0, lt=2**63)
     """Of the initial weights and of the order of samples."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the hardware multiplies it fast, else fp32."""
@@ -108,8 +108,8 @@ class TrainConfig(Section):
     """Steps between checkpoints; the last step always writes one. 0: only then."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
-    activation_checkpointing: Literal["none", "all"] | PositiveInt = "none"
-    """Blocks whose activations are recomputed in the backward pass: none, all, or every k-th."""
+    activation_checkpointing: Literal["none", "all"] | PositiveInt | list[NonNegativeInt] = "none"
+    """Blocks whose activations are recomputed in the backward pass: none, all, every k-th, or a list from 0."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         micro = self.micro_batch_size

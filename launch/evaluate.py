@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from dsllm.command_line import positive
 from dsllm.data.batches import evaluation_batches
 from dsllm.errors import user_errors_exit
 from dsllm.training.checkpoints import find_checkpoint
@@ -22,8 +23,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
     parser.add_argument("--split", default="test", choices=["train", "val", "test"])
-    parser.add_argument("--samples", type=int, help="samples, evenly spaced over the split; by default all")
-    parser.add_argument("--micro_batch_size", type=int, default=8, help="samples in one forward pass")
+    parser.add_argument("--samples", type=positive, help="samples, evenly spaced over the split; by default all")
+    parser.add_argument("--micro_batch_size", type=positive, default=8, help="samples in one forward pass")
     arguments = parser.parse_args()
     with user_errors_exit():
         checkpoint = find_checkpoint(arguments.run)

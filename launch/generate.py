@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from dsllm.command_line import positive
 from dsllm.errors import UserError, user_errors_exit
 from dsllm.tokenizer import tokenizer_of
 from dsllm.training.checkpoints import find_checkpoint
@@ -19,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
     parser.add_argument("--prompt", required=True)
-    parser.add_argument("--max_new_tokens", type=int, default=100)
+    parser.add_argument("--max_new_tokens", type=positive, default=100)
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
     parser.add_argument("--top_k", type=int, help="sample from the k likeliest tokens")
     parser.add_argument("--top_p", type=float, help="sample from the fewest tokens whose probabilities reach p")

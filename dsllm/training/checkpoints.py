@@ -13,17 +13,33 @@ rank writes and syncs, all wait, and only then the marker is written and `latest
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dsllm.config import RunConfig
 from dsllm.data.manifest import TokenizerInfo
 from dsllm.errors import CheckpointError
+from dsllm.training.precision import Precision
 from dsllm.training.progress import Progress
 from dsllm.training.world import World
 
 MARKER = "COMPLETE"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint depends on besides the model: a run that resumes from it must have the same."""
+
+    world_size: int
+    zero_stage: int
+    precision: Precision
+    """As resolved; `auto` takes it over on resumption."""
+    tokenizer: TokenizerInfo
+    order: dict[str, Any]
+    """What the order of samples follows from, by the names of its keys."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +48,16 @@ class Checkpoint:
 
     path: Path
     progress: Progress
-    world_size: int
-    zero_stage: int
-    tokenizer: TokenizerInfo
-    """Of the text that the model was trained on."""
+    origin: Origin
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
-        """Raises `CheckpointError` if the folder is no complete checkpoint."""
+        """Raises `CheckpointError` if the folder is no complete checkpoint, or a part is not as long as it was."""
         try:
             facts = json.loads((path / MARKER).read_text(encoding="utf-8"))
-            tokenizer = TokenizerInfo(**facts["tokenizer"])
-            return cls(path, Progress(**facts["progress"]), facts["world_size"], facts["zero_stage"], tokenizer)
+            origin = {**facts["origin"], "tokenizer": TokenizerInfo(**facts["origin"]["tokenizer"])}
+            checkpoint = cls(path, Progress(**facts["progress"]), Origin(**origin))
+            expected = dict(facts["files"])
         except FileNotFoundError:
             raise CheckpointError(f"{path}: not a complete checkpoint, its file {MARKER} is missing") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -51,6 +65,14 @@ class Checkpoint:
                 f"{path / MARKER}: cannot be read ({error!r}), damaged or of another version of dsllm; "
                 f"remove the folder to go on from the one before it, or start over with --fresh"
             ) from None
+        found = _sizes(path)
+        for name, size in expected.items():
+            if found.get(name) != size:
+                raise CheckpointError(
+                    f"{path / name}: {found.get(name, 'no')} bytes, {size} were written; "
+                    f"remove the folder to go on from the checkpoint before it"
+                )
+        return checkpoint
 
     def config(self) -> RunConfig:
         """The configuration that it was written with."""
@@ -86,60 +108,72 @@ def find_checkpoint(path: Path) -> Checkpoint:
 class Checkpoints:
     """Writes, finds and prunes the checkpoints of a run; its methods are collective over the ranks."""
 
-    def __init__(self, run_dir: Path, world: World, keep: int, tokenizer: TokenizerInfo):
+    def __init__(self, run_dir: Path, world: World, keep: int):
         self.folder = run_dir / "checkpoints"
         self.run_dir = run_dir
         self.world = world
         self.keep = keep
-        self.tokenizer = tokenizer
 
     def newest(self) -> Checkpoint | None:
         """The newest complete checkpoint as rank 0 sees it; every rank must see it too."""
         found = self.world.from_main(lambda: complete_checkpoints(self.run_dir))
         return self.world.together(lambda: Checkpoint.read(found[-1])) if found else None
 
-    def save(self, engine: Any, progress: Progress, config: RunConfig) -> Path:
-        """Write a complete checkpoint, move `latest` to it and remove those beyond the newest `keep`."""
+    def save(self, engine: Any, progress: Progress, config: RunConfig, origin: Origin) -> Path:
+        """Write a complete checkpoint, move `latest` to it and remove those beyond the newest `keep`.
+
+        Raises `CheckpointError` on every rank, and leaves the earlier checkpoints whole, if it cannot be written.
+        """
         path = self.folder / checkpoint_name(progress.step)
-        if self.world.is_main and path.exists():
-            _remove(path)
-        self.world.barrier()
-        engine.save_checkpoint(str(self.folder), tag=path.name, save_latest=False)
-        if self.world.local_rank == 0:
-            for file in path.iterdir():
-                _sync(file)
-        self.world.barrier()
-        if self.world.is_main:
+        try:
+            self.world.from_main(lambda: _remove(path))
+            self.world.together(lambda: self._write_parts(engine, path))
+            self.world.from_main(lambda: self._complete(path, progress, config, origin))
+        except CheckpointError:
+            if self.world.is_main:
+                shutil.rmtree(path, ignore_errors=True)
+            raise
+        return path
+
+    def load(self, engine: Any, checkpoint: Checkpoint) -> None:
+        """Restore weights and optimizer; the engine is of the same origin."""
+        loaded, _ = engine.load_checkpoint(str(self.folder), tag=checkpoint.path.name)
+        if loaded is None:
+            raise CheckpointError(f"{checkpoint.path}: DeepSpeed found nothing to load; take an older checkpoint")
+
+    def _write_parts(self, engine: Any, path: Path) -> None:
+        with _unwritable_is_said(path):
+            engine.save_checkpoint(str(self.folder), tag=path.name, save_latest=False)
+            if self.world.local_rank == 0:
+                for file in path.iterdir():
+                    _sync(file)
+
+    def _complete(self, path: Path, progress: Progress, config: RunConfig, origin: Origin) -> None:
+        with _unwritable_is_said(path):
             write_whole(path / "config.yaml", config.as_yaml())
-            facts = {
-                "progress": progress.as_dict(),
-                "world_size": self.world.size,
-                "zero_stage": engine.zero_optimization_stage(),
-                "tokenizer": self.tokenizer.model_dump(),
-            }
+            facts = {"progress": asdict(progress), "origin": asdict(origin), "files": _sizes(path)}
+            facts["origin"]["tokenizer"] = origin.tokenizer.model_dump()
             write_whole(path / MARKER, json.dumps(facts, indent=2) + "\n")
             write_whole(self.folder / "latest", path.name + "\n")
             for old in complete_checkpoints(self.run_dir)[: -self.keep]:
                 _remove(old)
-        self.world.barrier()
-        return path
 
-    def load(self, engine: Any, checkpoint: Checkpoint) -> None:
-        """Restore weights and optimizer. Raises `CheckpointError` if another number of ranks or stage wrote them."""
-        stage = engine.zero_optimization_stage()
-        if checkpoint.world_size != self.world.size:
-            raise CheckpointError(
-                f"{checkpoint.path}: written by {checkpoint.world_size} ranks, now there are {self.world.size}; "
-                f"start {checkpoint.world_size}, or take another run_dir"
-            )
-        if checkpoint.zero_stage != stage:
-            raise CheckpointError(
-                f"{checkpoint.path}: written at ZeRO stage {checkpoint.zero_stage}, train.ds_config now says {stage}; "
-                f"take the ds_config of that stage, or another run_dir"
-            )
-        loaded, _ = engine.load_checkpoint(str(self.folder), tag=checkpoint.path.name)
-        if loaded is None:
-            raise CheckpointError(f"{checkpoint.path}: DeepSpeed found nothing to load; take an older checkpoint")
+
+@contextmanager
+def _unwritable_is_said(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path}: cannot be written ({reason}); free disk space or take another run_dir. "
+            f"The same command goes on from the checkpoint before it"
+        ) from None
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Bytes of each part of a checkpoint."""
+    return {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.name != MARKER}
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -152,8 +186,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _remove(path: Path) -> None:
-    (path / MARKER).unlink(missing_ok=True)
-    shutil.rmtree(path)
+    """Remove a checkpoint, if it is there: its marker first."""
+    if path.exists():
+        (path / MARKER).unlink(missing_ok=True)
+        shutil.rmtree(path)
 
 
 def _sync(path: Path) -> None:

@@ -33,3 +33,5 @@ def run(trainer: type[BaseTrainer], argv: Sequence[str], usage: str = USAGE) -> 
                 trainer(arguments.config, world, arguments.fresh).train()
         except Stopped as stopped:
             raise SystemExit(stopped.exit_code) from None
+        except KeyboardInterrupt:  # before training began: there is nothing to save
+            raise SystemExit(130) from None

@@ -107,11 +107,12 @@ def _bf16(stage: int, device: str) -> dict[str, Any]:
     """How to multiply in bf16 and keep what must be exact in fp32.
 
     On a GPU, at stages 2 and 3, by DeepSpeed's bf16 weights with fp32 masters, gradients summed over micro-batches in
-    fp32. On a CPU by autocast over fp32 weights: there torch sums the gradients of embeddings and norms in the weights' own type, and in
-    bf16 such a sum stops growing after a few hundred tokens (32 % off for a norm's bias at 2,048 tokens). At stage 0 by
-    autocast too: DeepSpeed's optimizer there takes a step of zero gradients when it is made (0.19), which puts Adam's bias
-    correction one step off and decays the weights once at the peak rate. And at stage 1, where it would either sum
-    micro-batches in bf16 or write checkpoints that its own tool for joining them does not read.
+    fp32. On a CPU by autocast over fp32 weights: there torch sums the gradients of embeddings and norms in the
+    weights' own type, and in bf16 such a sum stops growing after a few hundred tokens (32 % off for a norm's bias at
+    2,048 tokens). At stage 0 by autocast too: DeepSpeed's optimizer there takes a step of zero gradients when it is
+    made (0.19), which puts Adam's bias correction one step off and decays the weights once at the peak rate. And at
+    stage 1, where it would either sum micro-batches in bf16 or write checkpoints that its own tool for joining them
+    does not read.
     """
     if stage in (0, 1) or device == "cpu":
         return {"bf16": {"enabled": False}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}

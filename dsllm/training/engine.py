@@ -46,11 +46,12 @@ def take_step(engine: Any) -> tuple[torch.Tensor | float | None, bool]:
         return engine.get_global_grad_norm(), engine.was_step_applied()
     # Stage 0 is the bare optimizer: it keeps no norm and looks at no number. The gradients are all-reduced by now, so
     # that every rank decides alike.
-    parameters = [parameter for parameter in engine.module.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
     finite = bool(norm.isfinite())
-    if not finite:
-        for parameter in parameters:
-            parameter.grad = None
-    engine.step()
+    if finite:
+        engine.step()
+    else:
+        engine.zero_grad()
+        engine.micro_steps += 1  # as `engine.step` counts, to know when gradients are accumulated
     return norm, finite

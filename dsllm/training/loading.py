@@ -29,7 +29,7 @@ def load_model(path: str | Path) -> LanguageModel:
 
 
 def _weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    if checkpoint.zero_stage == 0:
+    if checkpoint.origin.zero_stage == 0:
         states = checkpoint.path / "mp_rank_00_model_states.pt"
         module = torch.load(states, map_location="cpu", weights_only=False)["module"]
         return {name: tensor.float() for name, tensor in module.items()}

@@ -24,14 +24,14 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """A run's records in order; a last line that was cut by a kill is left out."""
+    """A run's records in order; a line that a kill cut short is left out."""
     records = []
     path = run_dir / METRICS
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             records.append(json.loads(line))
         except ValueError:
-            break
+            continue
     return records
 
 
@@ -87,6 +87,10 @@ class Monitor:
         self._scalars(split, progress, values)
         self._evaluated.add((split, progress.step))
         print(f"{split} at step {progress.step}: {result}", flush=True)
+
+    def forget_evaluations(self) -> None:
+        """What is recorded was measured under another configuration."""
+        self._evaluated.clear()
 
     def knows(self, split: str, step: int) -> bool:
         """Whether a split's evaluation at this step is recorded already."""

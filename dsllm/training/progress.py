@@ -1,7 +1,6 @@
 """How far a run has come: what its checkpoints remember besides the weights and the optimizer."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass
@@ -26,6 +25,3 @@ class Progress:
         self.tokens += tokens
         self.flops += flops
         self.skipped += not applied
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)

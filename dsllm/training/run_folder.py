@@ -1,49 +1,80 @@
 """A run's folder at the start of a run: set aside, resumed, or refused because another model lives there."""
 
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dsllm.config import RunConfig
 from dsllm.data.manifest import TokenizerInfo
-from dsllm.errors import CheckpointError
+from dsllm.errors import CheckpointError, ConfigError
 from dsllm.section import dotted
-from dsllm.training.checkpoints import Checkpoint, write_whole
+from dsllm.training.checkpoints import Checkpoint, Origin, write_whole
 from dsllm.training.monitor import METRICS
 
 CONTENTS = ("config.yaml", METRICS, "tensorboard", "checkpoints")
 """What a run writes into its folder."""
 
 
+def clear_for(config: RunConfig, fresh: bool) -> Path | None:
+    """Before a run that begins at step 0: set aside what is there, if `fresh` or if another configuration wrote it.
+
+    A run that was stopped before its first checkpoint goes on in its own records.
+    """
+    saved = config.run_dir / "config.yaml"
+    try:
+        ours = saved.exists() and RunConfig.from_file(saved) == config
+    except ConfigError:
+        ours = False
+    return None if ours and not fresh else set_aside(config.run_dir)
+
+
 def set_aside(run_dir: Path) -> Path | None:
-    """Move what a former run left in the folder into a dated folder within it; None if there was nothing."""
+    """Move what a former run left in the folder into a numbered folder within it; None if there was nothing."""
     left = [run_dir / name for name in CONTENTS if (run_dir / name).exists()]
     if not left:
         return None
-    aside = run_dir / f"set_aside_{datetime.now():%Y%m%d_%H%M%S}"
+    number = 1 + max((int(path.suffix[1:]) for path in run_dir.glob("set_aside.[0-9]*")), default=0)
+    aside = run_dir / f"set_aside.{number}"
     aside.mkdir()
     for path in left:
         path.rename(aside / path.name)
     return aside
 
 
+def check_resumable(checkpoint: Checkpoint, config: RunConfig, origin: Origin) -> None:
+    """Raises `CheckpointError`, naming all that differs, if this run cannot go on from the checkpoint exactly."""
+    check_same_tokenizer(checkpoint, origin.tokenizer)
+    then = checkpoint.origin
+    model = differences(checkpoint.config().model.model_dump(), config.model.model_dump(), "model")
+    if model:
+        _refuse(checkpoint, "a checkpoint of another model", model)
+    order = differences(then.order, origin.order, "")
+    if order:
+        _refuse(checkpoint, "its samples came in another order", order)
+    if then.world_size != origin.world_size and origin.zero_stage > 0:
+        raise CheckpointError(
+            f"{checkpoint.path}: written by {then.world_size} ranks, now there are {origin.world_size}; "
+            f"start {then.world_size}, or take another run_dir"
+        )
+    engine = {"train.precision": (then.precision, origin.precision), "ZeRO stage": (then.zero_stage, origin.zero_stage)}
+    changed = [f"{name} was {old}, now {new}" for name, (old, new) in engine.items() if old != new]
+    if changed:
+        _refuse(checkpoint, "written by another engine", changed)
+
+
 def check_same_tokenizer(checkpoint: Checkpoint, tokenizer: TokenizerInfo) -> None:
     """Raises `CheckpointError` if the checkpoint's model knows other tokens than those of the data."""
-    if not checkpoint.tokenizer.same_as(tokenizer):
+    if not checkpoint.origin.tokenizer.same_as(tokenizer):
         raise CheckpointError(
-            f"{checkpoint.path}: trained on tokens of {checkpoint.tokenizer}, the data now holds those of {tokenizer}; "
-            f"give --data.path the data of its tokenizer, or take another run_dir"
+            f"{checkpoint.path}: trained on tokens of {checkpoint.origin.tokenizer}, the data now holds those of "
+            f"{tokenizer}; give --data.path the data of its tokenizer, or take another run_dir"
         )
 
 
-def check_same_model(checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Raises `CheckpointError`, naming every key that differs, if the checkpoint holds another model."""
-    theirs = differences(checkpoint.config().model.model_dump(), config.model.model_dump(), "model")
-    if theirs:
-        raise CheckpointError(
-            f"{checkpoint.path}: a checkpoint of another model: {'; '.join(theirs)}; "
-            f"take another run_dir, or --fresh to set the former run aside"
-        )
+def _refuse(checkpoint: Checkpoint, what: str, changed: list[str]) -> None:
+    raise CheckpointError(
+        f"{checkpoint.path}: {what}: {'; '.join(changed)}; "
+        f"put it back, take another run_dir, or --fresh to set the former run aside"
+    )
 
 
 def write_config(run_dir: Path, config: RunConfig) -> list[str]:

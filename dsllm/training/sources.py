@@ -1,7 +1,9 @@
 """A run's data: its splits, opened and checked against its model."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from numpy import typing as npt
@@ -9,6 +11,7 @@ from numpy import typing as npt
 from dsllm.config import RunConfig
 from dsllm.data.blend import Blend
 from dsllm.data.dataset import SampleSource, TokenDataset
+from dsllm.data.manifest import MANIFEST_NAME, Manifest
 from dsllm.errors import DataError
 from dsllm.tokenizer import Tokenizer, tokenizer_of
 
@@ -54,6 +57,26 @@ def resolve_vocabulary(config: RunConfig) -> tuple[RunConfig, Tokenizer]:
             f"{config.data.paths[0]}; leave it out, or take at least {tokenizer.size}"
         )
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})}), tokenizer
+
+
+def sample_order(config: RunConfig) -> dict[str, Any]:
+    """What the order of samples follows from, besides their number so far; a run resumes exactly if it is the same.
+
+    Folders may move: what counts is the tokens of their training split, by the checksums of its shards.
+    """
+    tokens = []
+    for path in map(Path, config.data.paths):
+        if (path / MANIFEST_NAME).exists():
+            shards = Manifest.read(path).shards_of("train", path)
+            tokens.append(sha256("".join(shard.bin_sha256 for shard in shards).encode()).hexdigest()[:16])
+        else:
+            tokens.append(f"{TokenDataset(path, 'train', config.model.context).tokens} tokens")
+    return {
+        "train.seed": config.train.seed,
+        "model.context": config.model.context,
+        "data.weights": config.data.weights,
+        "the tokens in data.path": tokens,
+    }
 
 
 def open_splits(config: RunConfig) -> dict[str, SampleSource]:

@@ -20,21 +20,22 @@ import torch
 
 from dsllm.config import RunConfig
 from dsllm.data.batches import Batch, BatchLoader, Prefetcher, evaluation_batches
-from dsllm.errors import CheckpointError, Stopped
+from dsllm.errors import Stopped
 from dsllm.models import build_model
 from dsllm.models.language_model import LanguageModel
-from dsllm.training.checkpoints import Checkpoint, Checkpoints, incomplete_checkpoints
+from dsllm.training.checkpoints import Checkpoint, Checkpoints, Origin, incomplete_checkpoints
 from dsllm.training.ds_config import complete_ds_config
 from dsllm.training.engine import build_engine, set_lr, take_step
 from dsllm.training.evaluation import evaluate
+from dsllm.training.lock import RunLock
 from dsllm.training.monitor import Monitor
 from dsllm.training.precision import Precision, fastest_precision
 from dsllm.training.progress import Progress
 from dsllm.training.rates import Outcome, Rates
-from dsllm.training.run_folder import check_same_model, check_same_tokenizer, set_aside, write_config
+from dsllm.training.run_folder import check_resumable, clear_for, write_config
 from dsllm.training.schedule import Schedule
 from dsllm.training.signals import StopSignals
-from dsllm.training.sources import MicroBatch, open_splits, resolve_vocabulary
+from dsllm.training.sources import MicroBatch, open_splits, resolve_vocabulary, sample_order
 from dsllm.training.world import World
 
 
@@ -56,15 +57,22 @@ class BaseTrainer:
         self.run_dir = Path(config.run_dir)
         self.splits = world.together(lambda: open_splits(self.config))
         self.loader = world.together(self._loader)
-        self.precision = self._precision()
-        ds_config = world.together(lambda: complete_ds_config(train, world.size, self.precision, world.device.type))
-        # A former run is moved only when all that a user can get wrong has been checked.
-        aside = world.from_main(lambda: set_aside(self.run_dir)) if fresh else None
-        self.checkpoints = Checkpoints(self.run_dir, world, train.keep_checkpoints, self.tokenizer.info)
-        checkpoint = self.checkpoints.newest()
+        self.checkpoints = Checkpoints(self.run_dir, world, train.keep_checkpoints)
+        checkpoint = None if fresh else self.checkpoints.newest()
+        precision = self._precision(checkpoint)
+        ds_config = world.together(lambda: complete_ds_config(train, world.size, precision, world.device.type))
+        self.origin = Origin(
+            world_size=world.size,
+            zero_stage=ds_config.get("zero_optimization", {}).get("stage", 0),
+            precision=precision,
+            tokenizer=self.tokenizer.info,
+            order=world.together(lambda: sample_order(self.config)),
+        )
         if checkpoint is not None:
-            world.together(lambda: check_same_tokenizer(checkpoint, self.tokenizer.info))
-            world.together(lambda: check_same_model(checkpoint, self.config))
+            world.together(lambda: check_resumable(checkpoint, self.config, self.origin))
+        # The folder is touched only when all that a user can get wrong has been checked.
+        self.lock = RunLock(self.run_dir, world)
+        aside = world.from_main(lambda: clear_for(self.config, fresh)) if checkpoint is None else None
         self.progress = Progress() if checkpoint is None else checkpoint.progress
         self.tokens_per_step = train.global_batch_size * self.config.model.context
         self.schedule = Schedule.of(train, self.tokens_per_step)
@@ -79,7 +87,7 @@ class BaseTrainer:
             world.together(lambda: self.checkpoints.load(self.engine, checkpoint))
         self.signals = StopSignals(world)
         self.rates = Rates(self.tokens_per_step)
-        self.monitor = world.together(lambda: self._begin(checkpoint, aside))
+        self.monitor = world.together(lambda: self._begin(checkpoint is not None, aside))
 
     # What a training algorithm may override.
 
@@ -114,7 +122,7 @@ class BaseTrainer:
                     self.evaluate("val", train.eval_samples)
                 stop = self.signals.agreed()
                 if (self._due(train.checkpoint_every) or done or stop) and self.progress.step > saved:
-                    self.checkpoints.save(self.engine, self.progress, self.config)
+                    self.checkpoints.save(self.engine, self.progress, self.config, self.origin)
                     saved = self.progress.step
                 if stop:
                     self._stopped(stop)
@@ -191,33 +199,33 @@ class BaseTrainer:
         )
         return Prefetcher(loader)
 
-    def _precision(self) -> Precision:
+    def _precision(self, checkpoint: Checkpoint | None) -> Precision:
         asked = self.config.train.precision
-        return self.world.from_main(lambda: fastest_precision(self.world.device)) if asked == "auto" else asked
+        if asked != "auto":
+            return asked
+        if checkpoint is not None:
+            return checkpoint.origin.precision
+        return self.world.from_main(lambda: fastest_precision(self.world.device))
 
-    def _begin(self, checkpoint: Checkpoint | None, aside: Path | None) -> Monitor | None:
+    def _begin(self, resumed: bool, aside: Path | None) -> Monitor | None:
         """Open the run's records, on rank 0, and say what begins here."""
         if not self.world.is_main:
             return None
-        try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(
-                f"run_dir = {self.run_dir}: cannot be made ({error.strerror}); name another"
-            ) from None
         changed = write_config(self.run_dir, self.config)
         monitor = Monitor(self.run_dir, self.config.monitor, self.progress, self.config.train.steps)
+        if changed:
+            monitor.forget_evaluations()
         facts = {
             "world_size": self.world.size,
-            "zero_stage": self.engine.zero_optimization_stage(),
-            "precision": self.precision,
+            "zero_stage": self.origin.zero_stage,
+            "precision": self.origin.precision,
             "tokens_per_step": self.tokens_per_step,
             "parameters": self.parameters,
             "changed": changed,
             "set_aside": aside,
             "incomplete": [path.name for path in incomplete_checkpoints(self.run_dir)],
         }
-        monitor.begin(self.progress, resumed=checkpoint is not None, facts=facts)
+        monitor.begin(self.progress, resumed, facts)
         return monitor
 
     def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:

@@ -103,7 +103,7 @@ def joined(timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
     control = dist.new_group(backend="gloo", timeout=timeout)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), local_rank, device, control)
-    except (UserError, Stopped):
+    except (UserError, Stopped, KeyboardInterrupt):
         dist.destroy_process_group()
         raise
     # Not after any other error: with a rank lost, destroying the group would wait for it.
@@ -129,7 +129,7 @@ def one_voice() -> Iterator[None]:
 def threads_per_process(processes: int) -> int:
     """Threads for each of a host's processes: its share of the usable cores, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" in os.environ:
-        return int(os.environ["OMP_NUM_THREADS"])
+        return int(os.environ["OMP_NUM_THREADS"].split(",")[0])  # OpenMP takes a list, one for each nested level
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 

@@ -1,6 +1,7 @@
 """What a run's folder holds decides how a run begins."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,12 @@ import pytest
 from dsllm.config import RunConfig
 from dsllm.errors import CheckpointError
 from dsllm.tokenizer import load_tokenizer
-from dsllm.training.checkpoints import Checkpoint, complete_checkpoints, find_checkpoint, incomplete_checkpoints
+from dsllm.training.checkpoints import Checkpoint, Origin, complete_checkpoints, find_checkpoint, incomplete_checkpoints
 from dsllm.training.progress import Progress
-from dsllm.training.run_folder import check_same_model, check_same_tokenizer, set_aside, write_config
+from dsllm.training.run_folder import check_resumable, check_same_tokenizer, clear_for, set_aside, write_config
+
+ORDER = {"train.seed": 1, "model.context": 256, "data.weights": None, "the tokens in data.path": ["abc"]}
+ORIGIN = Origin(2, 1, "fp32", load_tokenizer("bytes").info, ORDER)
 
 
 def config(**model) -> RunConfig:
@@ -23,11 +27,11 @@ def write_checkpoint(run_dir: Path, step: int, complete: bool = True) -> Path:
     (path / "config.yaml").write_text(config(n_embd=32).as_yaml())
     if complete:
         facts = {
-            "progress": Progress(step=step).as_dict(),
-            "world_size": 2,
-            "zero_stage": 1,
-            "tokenizer": load_tokenizer("bytes").info.model_dump(),
+            "progress": asdict(Progress(step=step)),
+            "origin": {**asdict(ORIGIN), "tokenizer": ORIGIN.tokenizer.model_dump()},
+            "files": {"part.pt": 5},
         }
+        (path / "part.pt").write_bytes(b"12345")
         (path / "COMPLETE").write_text(json.dumps(facts))
     return path
 
@@ -44,7 +48,7 @@ def test_the_newest_complete_checkpoint_is_found_and_incomplete_ones_are_named(t
 def test_a_checkpoint_can_be_named_itself(tmp_path):
     path = write_checkpoint(tmp_path, 5)
     write_checkpoint(tmp_path, 10)
-    assert find_checkpoint(path) == Checkpoint(path, Progress(step=5), 2, 1, load_tokenizer("bytes").info)
+    assert find_checkpoint(path) == Checkpoint(path, Progress(step=5), ORIGIN)
 
 
 @pytest.mark.parametrize("case, message", [("nothing", "no such run"), ("empty", "no complete checkpoint")])
@@ -66,10 +70,52 @@ def test_a_damaged_marker_is_named(tmp_path, marker):
 
 def test_another_model_is_refused_with_every_difference(tmp_path):
     checkpoint = Checkpoint.read(write_checkpoint(tmp_path, 5))
-    check_same_model(checkpoint, config(n_embd=32))
+    check_resumable(checkpoint, config(n_embd=32), ORIGIN)
     with pytest.raises(CheckpointError) as raised:
-        check_same_model(checkpoint, config(n_embd=64, n_layer=3))
+        check_resumable(checkpoint, config(n_embd=64, n_layer=3), ORIGIN)
     assert "model.n_layer was 12, now 3; model.n_embd was 32, now 64" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "now, message",
+    [
+        ({"order": {**ORDER, "train.seed": 2}}, "its samples came in another order: train.seed was 1, now 2"),
+        ({"order": {**ORDER, "the tokens in data.path": ["x"]}}, "the tokens in data.path was ['abc'], now ['x']"),
+        ({"world_size": 3}, "written by 2 ranks, now there are 3; start 2"),
+        ({"precision": "bf16"}, "train.precision was fp32, now bf16"),
+        ({"zero_stage": 3}, "ZeRO stage was 1, now 3"),
+    ],
+)
+def test_a_run_that_could_not_go_on_exactly_is_refused(tmp_path, now, message):
+    checkpoint = Checkpoint.read(write_checkpoint(tmp_path, 5))
+    with pytest.raises(CheckpointError) as raised:
+        check_resumable(checkpoint, config(n_embd=32), replace(ORIGIN, **now))
+    assert message in str(raised.value)
+
+
+def test_stage_0_goes_on_with_any_number_of_ranks(tmp_path):
+    checkpoint = Checkpoint.read(write_checkpoint(tmp_path, 5))
+    checkpoint = replace(checkpoint, origin=replace(ORIGIN, zero_stage=0))
+    check_resumable(checkpoint, config(n_embd=32), replace(ORIGIN, zero_stage=0, world_size=3))
+
+
+@pytest.mark.parametrize("damage", [lambda part: part.write_bytes(b"123"), lambda part: part.unlink()])
+def test_a_checkpoint_with_a_damaged_part_is_named(tmp_path, damage):
+    path = write_checkpoint(tmp_path, 5)
+    damage(path / "part.pt")
+    with pytest.raises(CheckpointError, match=r"part\.pt: (3|no) bytes, 5 were written; remove the folder to go on"):
+        Checkpoint.read(path)
+
+
+def test_another_configurations_records_are_set_aside_and_ones_own_are_kept(tmp_path):
+    mine, other = (config(n_embd=width).model_copy(update={"run_dir": tmp_path}) for width in (32, 64))
+    assert clear_for(mine, fresh=False) is None
+    write_config(tmp_path, mine)
+    assert clear_for(mine, fresh=False) is None
+    aside = clear_for(other, fresh=False)
+    assert aside is not None and RunConfig.from_file(aside / "config.yaml") == mine
+    write_config(tmp_path, other)
+    assert clear_for(other, fresh=True) is not None
 
 
 def test_data_of_another_tokenizer_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Whole runs through the launcher: every ZeRO stage, one rank and two, stopped and resumed, refused."""
 
+import shlex
 import signal
 import sys
 import time
@@ -12,7 +13,7 @@ from dsllm import load_model
 from dsllm.config import RunConfig
 from dsllm.training.checkpoints import complete_checkpoints
 from dsllm.training.monitor import read_metrics
-from tests.launching import python, start, train, train_command
+from tests.launching import python, run, start, train, train_command
 
 
 def losses(run_dir: Path) -> dict[int, float]:
@@ -162,10 +163,71 @@ def test_what_a_user_gets_wrong_is_one_message_and_exit_code_2(overrides, messag
 
 def test_a_checkpoint_of_another_model_is_refused_and_left_alone(trained_run, recipe):
     before = sorted(path.name for path in trained_run.rglob("*"))
-    output = python(*train_command(recipe, trained_run, 1, {"model.n_layer": 3})[1:], expect=2)
+    changed = {"model.n_layer": 3, "train.ds_config": "ds_configs/zero0.json"}
+    output = python(*train_command(recipe, trained_run, 1, changed)[1:], expect=2)
     assert "a checkpoint of another model: model.n_layer was 2, now 3" in output
     assert "Traceback" not in output
     assert sorted(path.name for path in trained_run.rglob("*")) == before
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_goes_on(recipe, tmp_path):
+    command = train_command(recipe, tmp_path, 1, {"train.steps": 100000, "train.eval_every": 0})
+    first = start(command)
+    try:
+        wait_for_step(first, tmp_path, 1)
+        output = python(*command[1:], expect=2)
+        assert f"error: {tmp_path}: process {first.pid} on " in output
+        assert first.poll() is None
+    finally:
+        first.kill()
+    first.wait()
+    train(recipe, tmp_path, train__steps=2, train__eval_every=0)  # a dead owner holds nothing
+
+
+def test_a_full_disk_ends_the_run_with_a_message_and_keeps_the_checkpoint_before(recipe, tmp_path):
+    train(recipe, tmp_path, train__steps=4)
+    words = shlex.join(map(str, train_command(recipe, tmp_path, 1, {})))
+    output = run(["bash", "-c", f"ulimit -f 150; exec {words}"], expect=2)
+    assert "step_00000008: cannot be written" in output and "Traceback" not in output
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step_*")] == ["step_00000004"]
+    train(recipe, tmp_path)
+    assert complete_checkpoints(tmp_path)[-1].name == "step_00000008"
+
+
+@pytest.mark.parametrize("stage", ["zero0", "zero2"])
+def test_a_gradient_that_is_no_number_is_skipped_and_training_goes_on(stage, recipe, tmp_path):
+    script = tmp_path / "poisoned.py"
+    script.write_text(POISONED)
+    run(
+        [
+            sys.executable,
+            script,
+            "--config",
+            recipe,
+            "--run_dir",
+            tmp_path,
+            "--train.ds_config",
+            f"ds_configs/{stage}.json",
+        ]
+    )
+    events = [(r["event"], r["step"]) for r in read_metrics(tmp_path) if r["kind"] == "event"]
+    assert events == [("start", 0), ("skipped step", 3), ("end", 8)]
+    values = losses(tmp_path)
+    assert values.pop(3) is None
+    assert values[8] < values[1] - 0.5
+
+
+POISONED = """
+import sys
+from dsllm import BaseTrainer
+from dsllm.training.command import run
+
+class Poisoned(BaseTrainer):
+    def loss(self, batch):
+        return super().loss(batch) * (float("nan") if self.progress.step == 2 else 1.0)
+
+run(Poisoned, sys.argv[1:])
+"""
 
 
 @pytest.mark.slow
