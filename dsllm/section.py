@@ -52,7 +52,14 @@ def validate(section: type[S], values: Any, at: str) -> tuple[S | None, list[str
     try:
         return section.model_validate(dict(values)), []
     except ValidationError as error:
-        return None, [line for details in error.errors() for line in _lines(section, details, values, at)]
+        lines = [line for details in error.errors() for line in _lines(section, details, values, at)]
+        wrong = {str(details["loc"][0]) for details in error.errors() if details["loc"]}
+        rest = {key: value for key, value in values.items() if key not in wrong}
+        if len(rest) < len(values):
+            # Whether values fit together is looked at once all are valid: so look again, without the wrong ones.
+            _, more = validate(section, rest, at)
+            lines += [line for line in more if not any(dotted(at, key) in line for key in wrong)]
+        return None, lines
 
 
 def dotted(at: str, key: str) -> str:

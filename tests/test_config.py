@@ -30,15 +30,17 @@ def test_the_resolved_configuration_reads_back_as_itself(recipe, tmp_path):
 
 
 def test_all_problems_come_at_once_with_thing_value_and_cure(recipe):
-    wrong = ["model.n_embd=100", "model.n_head=6", "train.step=5", "train.lr=-1", "modle.x=1", "data.weights=[1, 2]"]
+    wrong = ["model.n_embd=100", "model.n_head=6", "modle.x=1", "data.weights=[1, 2]"]
+    wrong += ["train.step=5", "train.lr=-1", "train.global_batch_size=20"]
     with pytest.raises(ConfigError) as raised:
         RunConfig.from_file(recipe, overrides=wrong)
     assert str(raised.value).split("\n  ") == [
-        "configuration: 5 problems",
+        "configuration: 6 problems",
         "data.weights = [1, 2]: 2 weights for 1 folders in data.path; give each one",
         "model.n_embd = 100: not divisible by model.n_head = 6; take 96 or 108",
         "train.lr = -1: input should be greater than 0",
         "train.step: no such key; did you mean train.steps?",
+        "train.global_batch_size = 20: not a multiple of train.micro_batch_size = 8; take 16 or 24",
         "modle: no such key; did you mean model?",
     ]
 
@@ -59,6 +61,15 @@ def test_a_wrong_value_is_named(recipe, override, message):
     with pytest.raises(ConfigError, match="problem") as raised:
         RunConfig.from_file(recipe, overrides=overrides)
     assert message in str(raised.value)
+
+
+def test_what_hangs_on_a_wrong_value_is_not_guessed_at(recipe):
+    with pytest.raises(ConfigError) as raised:
+        RunConfig.from_file(recipe, overrides=["train.micro_batch_size=0", "train.global_batch_size=20"])
+    assert str(raised.value).split("\n  ") == [
+        "configuration: 1 problem",
+        "train.micro_batch_size = 0: input should be greater than 0",
+    ]
 
 
 @pytest.mark.parametrize("text", [None, "- a\n- b\n", "a: [", "\x00"])
