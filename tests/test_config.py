@@ -38,10 +38,10 @@ def test_all_problems_come_at_once_with_thing_value_and_cure(recipe):
         "configuration: 6 problems",
         "data.weights = [1, 2]: 2 weights for 1 folders in data.path; give each one",
         "model.n_embd = 100: not divisible by model.n_head = 6; take 96 or 108",
+        "modle: no such key; did you mean model?",
         "train.lr = -1: input should be greater than 0",
         "train.step: no such key; did you mean train.steps?",
         "train.global_batch_size = 20: not a multiple of train.micro_batch_size = 8; take 16 or 24",
-        "modle: no such key; did you mean model?",
     ]
 
 
