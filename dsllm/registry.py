@@ -1,8 +1,11 @@
 """Names for parts that a user may add to: models today, growth operators and policies beside them.
 
-MODELS = Registry("model", {"gpt2": "dsllm.models.gpt2:GPT2"})
-MODELS["gpt2"]                  imports dsllm.models.gpt2, and only now
-@MODELS.register("mine")        a user's own, from any file
+    MODELS = Registry("model", {"gpt2": "dsllm.models.gpt2:GPT2"})
+    MODELS["gpt2"]                      imports dsllm.models.gpt2, and only now
+    @MODELS.register("mine")            a user's own, known in the script that says so
+    MODELS["my_package.mine:Mine"]      a user's own, known wherever its package can be imported
+
+A configuration names parts by these names, so a run's saved one says where they lie.
 """
 
 from collections.abc import Callable
@@ -36,14 +39,20 @@ class Registry(Generic[T]):
         return sorted(self._entries)
 
     def __getitem__(self, name: str) -> T:
+        """The thing of that name. Raises `ConfigError`, with the nearest name, if there is none."""
+        if ":" in name:
+            self._entries.setdefault(name, name)
         if name not in self._entries:
             close = get_close_matches(name, self.names(), n=1)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(self.names())}"
             raise ConfigError(f"{self.kind} {name!r}: no such {self.kind}; {hint}")
         entry = self._entries[name]
         if isinstance(entry, str):
-            module, attribute = entry.split(":")
-            entry = self._entries[name] = getattr(import_module(module), attribute)
+            module, _, attribute = entry.partition(":")
+            try:
+                entry = self._entries[name] = getattr(import_module(module), attribute)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise ConfigError(f"{self.kind} {name!r}: cannot be imported ({error}); see PYTHONPATH") from error
         return entry
 
 
