@@ -10,10 +10,8 @@ import torch
 
 from dsllm.command_line import positive
 from dsllm.errors import UserError, user_errors_exit
-from dsllm.tokenizer import tokenizer_of
 from dsllm.training.checkpoints import find_checkpoint
-from dsllm.training.loading import load_model
-from dsllm.training.run_folder import check_same_tokenizer
+from dsllm.training.loading import load_model, load_tokenizer_of
 
 
 def main() -> None:
@@ -28,8 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with user_errors_exit():
         checkpoint = find_checkpoint(arguments.run)
-        tokenizer = tokenizer_of(Path(checkpoint.config().data.paths[0]))
-        check_same_tokenizer(checkpoint, tokenizer.info)
+        tokenizer = load_tokenizer_of(checkpoint)
         prompt = torch.as_tensor(tokenizer.encode(arguments.prompt).astype("int64"))
         if not len(prompt):
             raise UserError("--prompt: holds no token; give some text to continue")

@@ -57,9 +57,9 @@ def allow_open_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the renames in `folder` survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_to_disk(path: Path) -> None:
+    """Makes a file's content, or the renames in a folder, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -84,7 +84,7 @@ def write_stream(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        sync_to_disk(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -31,7 +31,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from dsllm.data.files import mapped, os_errors_named, sync_folder, temporary
+from dsllm.data.files import mapped, os_errors_named, sync_to_disk, temporary
 from dsllm.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -148,7 +148,7 @@ class IndexedWriter:
             self._idx.unlink(missing_ok=True)
             temporary(self._bin).replace(self._bin)
             temporary(self._idx).replace(self._idx)
-            sync_folder(self.prefix.parent)
+            sync_to_disk(self.prefix.parent)
         return PairSummary(self._tokens, len(self._sizes), self._digest.hexdigest(), idx_sha256)
 
     def _write_index(self) -> str:

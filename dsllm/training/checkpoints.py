@@ -11,7 +11,6 @@ rank writes and syncs, all wait, and only then the marker is written and `latest
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from dsllm.config import RunConfig
+from dsllm.data.files import sync_to_disk, write_atomically
 from dsllm.data.manifest import TokenizerInfo
-from dsllm.errors import CheckpointError
+from dsllm.errors import CheckpointError, UserError
 from dsllm.training.precision import Precision
 from dsllm.training.progress import Progress
 from dsllm.training.world import World
@@ -122,14 +122,14 @@ class Checkpoints:
     def save(self, engine: Any, progress: Progress, config: RunConfig, origin: Origin) -> Path:
         """Write a complete checkpoint, move `latest` to it and remove those beyond the newest `keep`.
 
-        Raises `CheckpointError` on every rank, and leaves the earlier checkpoints whole, if it cannot be written.
+        Raises `UserError` on every rank, and leaves the earlier checkpoints whole, if it cannot be written.
         """
         path = self.folder / checkpoint_name(progress.step)
         try:
             self.world.from_main(lambda: _remove(path))
             self.world.together(lambda: self._write_parts(engine, path))
             self.world.from_main(lambda: self._complete(path, progress, config, origin))
-        except CheckpointError:
+        except UserError:
             if self.world.is_main:
                 shutil.rmtree(path, ignore_errors=True)
             raise
@@ -146,15 +146,15 @@ class Checkpoints:
             engine.save_checkpoint(str(self.folder), tag=path.name, save_latest=False)
             if self.world.local_rank == 0:
                 for file in path.iterdir():
-                    _sync(file)
+                    sync_to_disk(file)
 
     def _complete(self, path: Path, progress: Progress, config: RunConfig, origin: Origin) -> None:
         with _unwritable_is_said(path):
-            write_whole(path / "config.yaml", config.as_yaml())
+            write_atomically(path / "config.yaml", config.as_yaml().encode())
             facts = {"progress": asdict(progress), "origin": asdict(origin), "files": _sizes(path)}
             facts["origin"]["tokenizer"] = origin.tokenizer.model_dump()
-            write_whole(path / MARKER, json.dumps(facts, indent=2) + "\n")
-            write_whole(self.folder / "latest", path.name + "\n")
+            write_atomically(path / MARKER, json.dumps(facts, indent=2).encode())
+            write_atomically(self.folder / "latest", f"{path.name}\n".encode())
             for old in complete_checkpoints(self.run_dir)[: -self.keep]:
                 _remove(old)
 
@@ -176,25 +176,8 @@ def _sizes(path: Path) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.name != MARKER}
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all, after a power cut too."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)
-
-
 def _remove(path: Path) -> None:
     """Remove a checkpoint, if it is there: its marker first."""
     if path.exists():
         (path / MARKER).unlink(missing_ok=True)
         shutil.rmtree(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

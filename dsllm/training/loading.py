@@ -1,4 +1,4 @@
-"""A trained model out of a run or a checkpoint, whatever ZeRO stage wrote it, without an accelerator or a launcher."""
+"""A trained model and its tokenizer, whatever ZeRO stage wrote them, without an accelerator or a launcher."""
 
 import io
 from contextlib import redirect_stderr, redirect_stdout
@@ -9,8 +9,10 @@ import torch
 from dsllm.errors import CheckpointError
 from dsllm.models import build_model
 from dsllm.models.language_model import LanguageModel
+from dsllm.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from dsllm.training.backend import import_deepspeed
 from dsllm.training.checkpoints import Checkpoint, find_checkpoint
+from dsllm.training.run_folder import check_same_tokenizer
 
 
 def load_model(path: str | Path) -> LanguageModel:
@@ -26,6 +28,17 @@ def load_model(path: str | Path) -> LanguageModel:
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.path}: its weights do not fit its config.yaml: {error}") from None
     return model.eval()
+
+
+def load_tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint's model: from its data folder, or by its name once that has gone.
+
+    Raises `UserError` if neither gives it, or if the data folder now holds other tokens.
+    """
+    data = Path(checkpoint.config().data.paths[0])
+    tokenizer = tokenizer_of(data) if data.exists() else load_tokenizer(checkpoint.origin.tokenizer.name)
+    check_same_tokenizer(checkpoint, tokenizer.info)
+    return tokenizer
 
 
 def _weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

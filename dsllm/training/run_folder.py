@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from dsllm.config import RunConfig
+from dsllm.data.files import write_atomically
 from dsllm.data.manifest import TokenizerInfo
 from dsllm.errors import CheckpointError, ConfigError
 from dsllm.section import dotted
-from dsllm.training.checkpoints import Checkpoint, Origin, write_whole
+from dsllm.training.checkpoints import Checkpoint, Origin
 from dsllm.training.monitor import METRICS
 
 CONTENTS = ("config.yaml", METRICS, "tensorboard", "checkpoints")
@@ -84,7 +85,7 @@ def write_config(run_dir: Path, config: RunConfig) -> list[str]:
     if path.exists():
         before = RunConfig.from_file(path).model_dump(mode="json")
         changed = differences(before, config.model_dump(mode="json"), "")
-    write_whole(path, config.as_yaml())
+    write_atomically(path, config.as_yaml().encode())
     return changed
 
 

@@ -10,6 +10,7 @@ from dsllm.config import RunConfig
 from dsllm.errors import CheckpointError
 from dsllm.tokenizer import load_tokenizer
 from dsllm.training.checkpoints import Checkpoint, Origin, complete_checkpoints, find_checkpoint, incomplete_checkpoints
+from dsllm.training.loading import load_tokenizer_of
 from dsllm.training.progress import Progress
 from dsllm.training.run_folder import check_resumable, check_same_tokenizer, clear_for, set_aside, write_config
 
@@ -141,3 +142,9 @@ def test_the_configuration_is_saved_and_what_changed_is_told(tmp_path):
     assert write_config(tmp_path, config(n_embd=32)) == []
     assert write_config(tmp_path, config(n_embd=64)) == ["model.n_embd was 32, now 64"]
     assert RunConfig.from_file(tmp_path / "config.yaml") == config(n_embd=64)
+
+
+def test_a_runs_tokenizer_is_found_once_its_data_has_gone(tmp_path):
+    checkpoint = Checkpoint.read(write_checkpoint(tmp_path, 5))
+    assert not Path(checkpoint.config().data.paths[0]).exists()
+    assert load_tokenizer_of(checkpoint).decode([104, 105]) == "hi"
