@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.splits import NAMES
-from dsllm.data.files import os_errors_named, sync_folder
+from dsllm.data.files import os_errors_named, sync_to_disk
 from dsllm.data.foreign import import_flat, is_llmc, read_llmc, read_nanogpt, write_llmc, write_nanogpt
 from dsllm.data.indexed import IndexedPair, IndexedWriter, PairSummary, idx_path
 from dsllm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo
@@ -166,7 +166,7 @@ def _whole_folder(out: Path) -> Iterator[Path]:
         yield draft
         with os_errors_named(out):
             draft.replace(out)
-            sync_folder(out.parent)
+            sync_to_disk(out.parent)
     finally:
         _remove(draft)
 
