@@ -20,6 +20,7 @@ import numpy.typing as npt
 from data_prep.batches import Batch
 from data_prep.fast import BatchEncoder
 from data_prep.splits import SplitRule
+from dsllm.errors import DataError
 
 MAX_RUN = 1_000_000
 """Characters without white space that are encoded at once: the time for one such run grows faster than its length."""
@@ -60,7 +61,7 @@ def encode_batches(
     dtype: np.dtype,
     workers: int,
 ) -> Generator[EncodedBatch, None, None]:
-    """The groups with their tokens, in order.
+    """The groups with their tokens, in order; a `DataError` of the source comes after all groups before it.
 
     Args:
         batches: the groups, read in this thread.
@@ -77,12 +78,23 @@ def encode_batches(
     with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
         waiting: deque[Future[EncodedBatch]] = deque()
         try:
-            for batch in batches:
+            groups = iter(batches)
+            broken = None
+            while True:
+                try:
+                    batch = next(groups, None)
+                except DataError as error:
+                    broken = error  # what was read before the source broke off is not lost
+                    break
+                if batch is None:
+                    break
                 waiting.append(pool.submit(encode, batch))
                 while waiting and (len(waiting) >= 2 * workers or waiting[0].done()):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+            if broken is not None:
+                raise broken
         finally:
             for future in waiting:
                 future.cancel()
