@@ -54,14 +54,16 @@ class Monitor:
     def begin(self, progress: Progress, resumed: bool, facts: dict[str, Any]) -> None:
         """Record a start or a resumption and say what begins, what changed and what was passed over."""
         self.event(progress, "resume" if resumed else "start", **facts)
-        print(f"{self.run_dir}: {'resumes at' if resumed else 'starts at'} step {progress.step} of {self.steps}")
+        verb = "is trained already to" if progress.step >= self.steps else "resumes at" if resumed else "starts at"
+        print(f"{self.run_dir}: {verb} step {progress.step} of {self.steps}")
         print(
             f"  {facts['parameters']:,} parameters, ranks: {facts['world_size']}, ZeRO {facts['zero_stage']}, "
             f"{facts['precision']}, {facts['tokens_per_step']:,} tokens a step"
         )
         for label in ("changed", "set_aside", "incomplete"):
             if facts[label]:
-                print(f"  {label.replace('_', ' ')}: {facts[label]}")
+                text = "; ".join(facts[label]) if isinstance(facts[label], list) else facts[label]
+                print(f"  {label.replace('_', ' ')}: {text}")
         if self._boards:
             print(f"  tensorboard --logdir {self.run_dir / 'tensorboard'}", flush=True)
 

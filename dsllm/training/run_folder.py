@@ -67,7 +67,7 @@ def check_same_tokenizer(checkpoint: Checkpoint, tokenizer: TokenizerInfo) -> No
     if not checkpoint.origin.tokenizer.same_as(tokenizer):
         raise CheckpointError(
             f"{checkpoint.path}: trained on tokens of {checkpoint.origin.tokenizer}, the data now holds those of "
-            f"{tokenizer}; give --data.path the data of its tokenizer, or take another run_dir"
+            f"{tokenizer}; put back the data of its tokenizer, or take another run_dir"
         )
 
 

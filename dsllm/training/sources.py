@@ -75,7 +75,7 @@ def sample_order(config: RunConfig) -> dict[str, Any]:
         "train.seed": config.train.seed,
         "model.context": config.model.context,
         "data.weights": config.data.weights,
-        "the tokens in data.path": tokens,
+        "data.path (checksums of its training shards)": tokens,
     }
 
 

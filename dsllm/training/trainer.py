@@ -129,8 +129,9 @@ class BaseTrainer:
                 if done:
                     break
                 outcome = self.step()
-                self._record(outcome)
-                self.after_step(outcome)
+                if outcome is not None:
+                    self._record(outcome)
+                    self.after_step(outcome)
             if "test" in self.splits:
                 self.evaluate("test", train.test_samples)
             if self.signals.agreed():
@@ -139,8 +140,12 @@ class BaseTrainer:
             self.monitor.event(self.progress, "end")
             self.monitor.close()
 
-    def step(self) -> Outcome:
-        """One optimizer step over the next global batch; advances `progress`."""
+    def step(self) -> Outcome | None:
+        """One optimizer step over the next global batch; advances `progress`.
+
+        A signal cuts it short between micro-batches: None, and nothing has changed. A step may take longer than a
+        launcher or a scheduler waits.
+        """
         begun = time.perf_counter()
         batch = self.loader.batch(self.progress.consumed_samples)
         waited = time.perf_counter() - begun
@@ -150,6 +155,8 @@ class BaseTrainer:
         total = torch.zeros((), device=self.world.device)
         grad_norm, applied = None, True
         for micro in self._micro_batches(batch):
+            if self.signals.agreed():
+                return None
             loss = self.loss(micro)
             self.engine.backward(loss)
             total += loss.detach()

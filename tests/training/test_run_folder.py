@@ -14,7 +14,7 @@ from dsllm.training.loading import load_tokenizer_of
 from dsllm.training.progress import Progress
 from dsllm.training.run_folder import check_resumable, check_same_tokenizer, clear_for, set_aside, write_config
 
-ORDER = {"train.seed": 1, "model.context": 256, "data.weights": None, "the tokens in data.path": ["abc"]}
+ORDER = {"train.seed": 1, "model.context": 256, "data.weights": None, "data.path (checksums)": ["abc"]}
 ORIGIN = Origin(2, 1, "fp32", load_tokenizer("bytes").info, ORDER)
 
 
@@ -81,7 +81,7 @@ def test_another_model_is_refused_with_every_difference(tmp_path):
     "now, message",
     [
         ({"order": {**ORDER, "train.seed": 2}}, "its samples came in another order: train.seed was 1, now 2"),
-        ({"order": {**ORDER, "the tokens in data.path": ["x"]}}, "the tokens in data.path was ['abc'], now ['x']"),
+        ({"order": {**ORDER, "data.path (checksums)": ["x"]}}, "data.path (checksums) was ['abc'], now ['x']"),
         ({"world_size": 3}, "written by 2 ranks, now there are 3; start 2"),
         ({"precision": "bf16"}, "train.precision was fp32, now bf16"),
         ({"zero_stage": 3}, "ZeRO stage was 1, now 3"),

@@ -95,6 +95,20 @@ def test_control_c_saves_and_exits_130_and_the_same_command_goes_on(recipe, tmp_
     assert complete_checkpoints(tmp_path)[-1].name == f"step_{step:08d}"
 
 
+def test_a_signal_does_not_wait_for_the_end_of_a_long_step(recipe, tmp_path):
+    overrides = {"train.global_batch_size": 100_000, "train.steps": 3, "train.eval_every": 1}
+    process = start(train_command(recipe, tmp_path, 1, overrides))  # a step of minutes
+    deadline = time.monotonic() + 120
+    while ("val", 0) not in evaluations(tmp_path):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert "stopped by SIGTERM at step 0" in output and "Traceback" not in output
+
+
 def test_a_finished_run_started_again_does_nothing_more(trained_run, recipe):
     before = (trained_run / "metrics.jsonl").read_text().splitlines()
     train(recipe, trained_run, ranks=1, train__ds_config="ds_configs/zero0.json")
