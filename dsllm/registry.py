@@ -62,6 +62,7 @@ class Registry(Generic[T]):
 MODELS: "Registry[Any]" = Registry(
     "model",
     {
+        "conv_attention": "dsllm.models.conv_attention:ConvAttention",
         "gpt2": "dsllm.models.gpt2:GPT2",
         "progressive": "dsllm.models.progressive:Progressive",
     },

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from dsllm.config import ModelConfig
@@ -24,6 +24,8 @@ class GPT2Config(ModelConfig):
 
     positions: Literal["rotary", "learned"] = "rotary"
     """How a token knows its place: rotary angles in attention, or GPT-2's learned table of `context` rows."""
+    window: PositiveInt | None = None
+    """Tokens that a token sees in each layer, itself included; null: all before it."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial matrices; projections into the residual stream get it / √(2 · n_layer)."""
 
@@ -72,7 +74,8 @@ class GPT2(LanguageModel):
 
     def new_blocks(self) -> list[Block]:
         """The blocks to be, before they are filled."""
-        return [Block(self.config.n_embd, self.config.n_head) for _ in range(self.config.n_layer)]
+        config = self.config
+        return [Block(config.n_embd, config.n_head, config.window) for _ in range(config.n_layer)]
 
     def executed_blocks(self) -> Sequence[Block]:
         """Blocks in the order of their use: here each of them once."""
@@ -101,13 +104,15 @@ class GPT2(LanguageModel):
         return rotary(positions, head_dim, dtype) if self.wpe is None else None
 
     def new_cache(self) -> KVCache:
-        return KVCache(self.config.n_layer, self.config.context)
+        return KVCache(self.config.n_layer, self.config.context, self.config.window)
 
     def forward_flops_per_token(self, context: int) -> int:
         """2 · N + 4 · n_layer · n_embd · context; N: 12 n_embd² of each layer, and vocab_size · n_embd of the head.
 
-        Times three this is the 6 · N + 12 · n_layer · n_embd · T of PaLM's appendix B (2204.02311).
+        Times three this is the 6 · N + 12 · n_layer · n_embd · T of PaLM's appendix B (2204.02311). A window that is
+        shorter than the context stands for it.
         """
         c = self.config
+        context = min(context, c.window or context)
         per_layer = (3 + 1 + 4 + 4) * c.n_embd**2  # qkv, out, up, down
         return 2 * (c.n_layer * per_layer + self.vocab_size * c.n_embd) + 4 * c.n_layer * c.n_embd * context

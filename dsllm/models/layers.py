@@ -16,30 +16,44 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class LayerCache:
-    """Keys and values that one attention layer has computed for the tokens so far."""
+    """Keys and values that one attention layer has computed: of all tokens so far, or of the newest `window`.
 
-    def __init__(self, capacity: int):
-        self.capacity = capacity
+    With a window the token at position p has the place p % window, and the token that it replaces is out of sight.
+    """
+
+    def __init__(self, capacity: int, window: int | None = None):
+        self.window = window
+        self.capacity = capacity if window is None else min(capacity, window)
         self.length = 0
+        """Tokens seen."""
         self._kv: Tensor | None = None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (B, H, T, D); returns all of them, (B, H, length, D)."""
-        start, self.length = self.length, self.length + k.shape[2]
+        """Append k and v (B, H, T, D); returns all that these T tokens may see, the T themselves last if T > 1."""
+        T, start = k.shape[2], self.length
+        self.length += T
         if self._kv is None:
             B, H, _, D = k.shape
             self._kv = k.new_empty(2, B, H, self.capacity, D)
-        self._kv[0, :, :, start : self.length] = k
-        self._kv[1, :, :, start : self.length] = v
-        keys, values = self._kv[:, :, :, : self.length]
+        if self.window is None or T == 1:
+            place = start if self.window is None else start % self.capacity
+            self._kv[0, :, :, place : place + T] = k
+            self._kv[1, :, :, place : place + T] = v
+            keys, values = self._kv[:, :, :, : min(self.length, self.capacity)]
+            return keys, values
+        held = torch.arange(max(0, start - self.capacity), start, device=k.device) % self.capacity
+        keys, values = torch.cat((self._kv[0][:, :, held], k), 2), torch.cat((self._kv[1][:, :, held], v), 2)
+        kept = torch.arange(max(start, self.length - self.capacity), self.length, device=k.device) % self.capacity
+        self._kv[0][:, :, kept] = k[:, :, T - len(kept) :]
+        self._kv[1][:, :, kept] = v[:, :, T - len(kept) :]
         return keys, values
 
 
 class KVCache:
     """A `LayerCache` for every executed layer; `capacity` is the most tokens it can hold."""
 
-    def __init__(self, n_layer: int, capacity: int):
-        self.layers = [LayerCache(capacity) for _ in range(n_layer)]
+    def __init__(self, n_layer: int, capacity: int, window: int | None = None):
+        self.layers = [LayerCache(capacity, window) for _ in range(n_layer)]
 
     @property
     def length(self) -> int:
@@ -48,31 +62,70 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention: each token reads from itself and the tokens before it."""
+    """Causal multi-head self-attention: each token reads from itself and the tokens before it.
 
-    def __init__(self, n_embd: int, n_head: int):
+    With a window w it reads from itself and the w - 1 before it (Longformer, 2004.05150, section 3.1).
+    """
+
+    def __init__(self, n_embd: int, n_head: int, window: int | None = None):
         super().__init__()
         self.n_head = n_head
+        self.window = window
         self.qkv = nn.Linear(n_embd, 3 * n_embd)
         self.out = nn.Linear(n_embd, n_embd)
 
     def forward(
         self, x: Tensor, rotation: Rotation | None = None, mask: Tensor | None = None, cache: LayerCache | None = None
     ) -> Tensor:
-        """x (B, T, C) to (B, T, C). `mask` (B, 1, T, T), true where a token may look, replaces the causal one."""
+        """x (B, T, C) to (B, T, C). `mask` (B, 1, T, T), true where a token may look, stands for the causal one."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
         v = qkv[2]
         q, k = qkv[:2] if rotation is None else rotate(qkv[:2], rotation)
         if cache is not None:
-            k, v = cache.extend(k, v)  # (B, H, T_past + T, D)
-            past = cache.length - T
-            if past and T > 1:
-                mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        # a prefill starts from an empty cache; one token sees all
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1)
+            k, v = cache.extend(k, v)  # (B, H, K, D)
+        y = attend(q, k, v, mask, self.window)
         out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, C))
         return out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, window: int | None = None) -> Tensor:
+    """What the newest T of K tokens read: q (B, H, T, D), k and v (B, H, K, D) to (B, H, T, D).
+
+    `mask` (B, 1, T, K), true where a token may look, is causal itself. A single token sees all K: a cache that has a
+    window holds no more.
+    """
+    T, K = q.shape[2], k.shape[2]
+    if window is not None and window < K and T > 1:
+        if mask is None and T == K:
+            return _attend_in_blocks(q, k, v, window)
+        seen = band(T, K, window, q.device)
+        mask = seen if mask is None else mask & seen
+    elif mask is None and 1 < T < K:
+        mask = band(T, K, K, q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1)
+
+
+def band(T: int, K: int, window: int, device: torch.device) -> Tensor:
+    """True where the newest T of K tokens may look: at themselves and the window - 1 tokens before; (T, K)."""
+    ago = torch.arange(K - T, K, device=device)[:, None] - torch.arange(K, device=device)
+    return (ago >= 0) & (ago < window)
+
+
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Windowed attention at the cost of T · 2 windows: a block of a window sees itself and the one before.
+
+    What pads the last block comes after every token, so no token sees it.
+    """
+    B, H, T, D = q.shape
+    first = F.scaled_dot_product_attention(q[:, :, :window], k[:, :, :window], v[:, :, :window], is_causal=True)
+    n = -(-T // window) - 1  # blocks that have one before them
+    q, k, v = (F.pad(t, (0, 0, 0, (n + 1) * window - T)).view(B, H, n + 1, window, D) for t in (q, k, v))
+    k, v = (torch.cat((t[:, :, :-1], t[:, :, 1:]), dim=3) for t in (k, v))  # (B, H, n, 2 window, D)
+    q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q[:, :, 1:], k, v))  # (B n, H, …, D)
+    rest = F.scaled_dot_product_attention(q, k, v, attn_mask=band(window, 2 * window, window, q.device))
+    rest = rest.view(B, n, H, window, D).transpose(1, 2).flatten(2, 3)  # (B, H, n window, D)
+    return torch.cat((first, rest), dim=2)[:, :, :T]
 
 
 class MLP(nn.Module):
@@ -91,10 +144,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each added to the residual stream x (B, T, C)."""
 
-    def __init__(self, n_embd: int, n_head: int):
+    def __init__(self, n_embd: int, n_head: int, window: int | None = None):
         super().__init__()
         self.norm_1 = nn.LayerNorm(n_embd)
-        self.attention = Attention(n_embd, n_head)
+        self.attention = Attention(n_embd, n_head, window)
         self.norm_2 = nn.LayerNorm(n_embd)
         self.mlp = MLP(n_embd)
 

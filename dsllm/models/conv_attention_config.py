@@ -1,0 +1,134 @@
+"""The sizes of a convolution-attention model, level by level, and what has to fit together.
+
+    strides (4, 4)       level 0: 1 vector a token     level 1: 1 every 4     level 2: 1 every 16
+    widths               144                           288                    480
+    encoder (1, 1)       1 block, Merge                1 block, Merge
+    middle 4                                                                  4 blocks
+    decoder (1, 1)       Spread, 1 block               Spread, 1 block
+
+Twelve attention layers: each block has one, each Merge and each Spread.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from typing import Any, Literal
+
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+
+from dsllm.config import ModelConfig
+
+Kind = Literal["block", "merge", "spread"]
+
+
+class ConvAttentionConfig(ModelConfig):
+    """The `model` section of a run with convolution attention; n_embd is the width of the vocabulary and the head."""
+
+    name: str = "conv_attention"
+    """The model, by its registered name."""
+    strides: tuple[PositiveInt, ...] = (4, 4, 4)
+    """How many vectors of a level become one of the next; none: level 0 alone."""
+    widths: tuple[PositiveInt, ...] = (48, 96, 192, 384)
+    """Width of each level, the outermost first."""
+    encoder: tuple[NonNegativeInt, ...] = (0, 1, 1)
+    """Blocks of each level but the innermost, on the way in."""
+    middle: NonNegativeInt = 2
+    """Blocks of the innermost level."""
+    decoder: tuple[NonNegativeInt, ...] = (0, 1, 1)
+    """Blocks of each level but the innermost, on the way out; the outermost level first, too."""
+    taps: tuple[PositiveInt, ...] | None = None
+    """Vectors that each convolution reads, multiples of the strides; null: the strides."""
+    expansion: PositiveInt = 1
+    """Hidden width of the convolutions, as a multiple of the width that they write."""
+    windows: tuple[PositiveInt | None, ...] | None = None
+    """Of each level, its vectors that a vector sees in attention, itself included, or null; null: all before it."""
+    read_out: tuple[NonNegativeInt, ...] | None = None
+    """Levels that the head reads; null: all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _layers_follow(cls, values: Any) -> Any:
+        """n_layer follows from the depths, unless it is given, and then must agree."""
+        if not isinstance(values, Mapping) or values.get("n_layer") is not None:
+            return values
+        depths = {key: values.get(key, cls.model_fields[key].default) for key in ("encoder", "middle", "decoder")}
+        try:
+            layers = sum(depths["encoder"]) + depths["middle"] + sum(depths["decoder"]) + 2 * len(depths["encoder"])
+            return {**values, "n_layer": int(layers)}
+        except (TypeError, ValueError):  # what is wrong with them is said field by field
+            return values
+
+    @property
+    def spans(self) -> tuple[int, ...]:
+        """Tokens per vector of each level, the products of the strides: (1, 4, 16, 64)."""
+        return tuple(accumulate(self.strides, int.__mul__, initial=1))
+
+    @property
+    def convolution_taps(self) -> tuple[int, ...]:
+        return self.strides if self.taps is None else self.taps
+
+    @property
+    def attention_windows(self) -> tuple[int | None, ...]:
+        return (None,) * len(self.widths) if self.windows is None else self.windows
+
+    @property
+    def levels_read(self) -> tuple[int, ...]:
+        """Levels that the head reads, in their order."""
+        return tuple(range(len(self.widths))) if self.read_out is None else tuple(sorted(self.read_out))
+
+    @property
+    def runs(self) -> tuple[tuple[Kind, int], ...]:
+        """Every attention layer in the order of execution: what holds it, and its level."""
+        inner = len(self.strides)
+        runs: list[tuple[Kind, int]] = []
+        for level, depth in enumerate(self.encoder):
+            runs.extend([("block", level)] * depth)
+            runs.append(("merge", level))
+        runs.extend([("block", inner)] * self.middle)
+        for level in reversed(range(inner)):
+            runs.append(("spread", level))
+            runs.extend([("block", level)] * self.decoder[level])
+        return tuple(runs)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        inner = len(self.strides)
+        wrong_lengths = [
+            (key, f"{len(value)} given; with {inner} strides {needed} are needed, {what}")
+            for key, value, needed, what in (
+                ("widths", self.widths, inner + 1, "one for each level"),
+                ("encoder", self.encoder, inner, "one for each level but the innermost"),
+                ("decoder", self.decoder, inner, "one for each level but the innermost"),
+                ("taps", self.taps, inner, "one for each stride"),
+                ("windows", self.windows, inner + 1, "one for each level"),
+            )
+            if value is not None and len(value) != needed
+        ]
+        yield from wrong_lengths
+        unit = 2 * self.n_head  # rotary heads turn their channels in pairs
+        for level, width in enumerate(self.widths):
+            if width % unit:
+                below = width // unit * unit
+                cure = f"take {below} or {below + unit}" if below else f"take {unit}"
+                yield "widths", f"level {level}, {width} wide: no multiple of 2 · model.n_head = {unit}; {cure}"
+        if self.taps is not None and not wrong_lengths:
+            for level, (taps, stride) in enumerate(zip(self.taps, self.strides, strict=True)):
+                if taps % stride:
+                    above = -(-taps // stride) * stride
+                    yield "taps", f"{taps} from level {level} on: no multiple of its stride {stride}; take {above}"
+        if self.read_out is not None:
+            missing = [level for level in self.read_out if level > inner]
+            if not self.read_out or len(set(self.read_out)) < len(self.read_out):
+                yield "read_out", "name each level that is read once, at least one"
+            elif missing:
+                yield "read_out", f"no level {missing[0]}; with {inner} strides there are 0 to {inner}"
+        layers = sum(self.encoder) + self.middle + sum(self.decoder) + 2 * len(self.encoder)
+        if self.n_layer != layers and not wrong_lengths:
+            yield "n_layer", f"the depths give {layers} attention layers; take that, or leave it out"
+        yield from super().problems()
+
+    def remarks(self) -> Iterator[str]:
+        """What is allowed, but hardly meant."""
+        if self.context <= self.spans[-1] and self.strides:
+            yield (
+                f"model.context = {self.context}: not longer than one product of the strides, {self.spans[-1]}, so the "
+                f"innermost level has one vector, of the first token; take a longer context, or fewer strides"
+            )
