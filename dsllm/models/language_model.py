@@ -105,6 +105,18 @@ class LanguageModel(nn.Module):
     def set_step(self, step: int) -> None:
         """Called before training step number `step`, from 1, and before evaluations after it."""
 
+    @property
+    def spans(self) -> tuple[int, ...]:
+        """Tokens per vector of each of the model's levels, the outermost first; a plain transformer has one level."""
+        return (1,)
+
+    def vectors(self, input_ids: Tensor, level: int = -1) -> Tensor:
+        """States (B, ceil(T / S), width) of the level `spans[level]` = S; vector g depends on tokens 0 … g · S alone.
+
+        input_ids (B, T), T up to the context. Of a plain transformer these are its final hidden states.
+        """
+        return self.hidden(input_ids)
+
     # What follows from it.
 
     @torch.no_grad()
