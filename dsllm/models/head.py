@@ -14,6 +14,7 @@ before the loss scale has come in.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +26,15 @@ IGNORED = -100  # the target of a position without loss, as in torch's cross_ent
 LOGITS_HELD = 2**25  # 128 MiB in fp32; in bf16 half of it is 14 % slower on a CPU, twice of it 2 % faster
 
 
-class TiedHead(nn.Module):
+class Head(nn.Module):
+    """Base of heads: called with hidden states (..., E) they give logits (..., V), with targets (...) the mean loss."""
+
+    def for_generation(self) -> Callable[[Tensor], Tensor]:
+        """What gives the logits (B, V) of a few hidden states (B, E), again and again, while the weights rest."""
+        return self
+
+
+class TiedHead(Head):
     """Scores every word against a hidden state by the embedding's own matrix.
 
     It registers the embedding's parameter as its own: whoever gathers or casts parameters module by module (ZeRO-3
@@ -41,6 +50,17 @@ class TiedHead(nn.Module):
         if targets is None:
             return F.linear(hidden, self.weight)
         return chunked_cross_entropy(hidden, self.weight, targets)
+
+    def for_generation(self) -> Callable[[Tensor], Tensor]:
+        """On a CPU from a transposed copy of the weights, V · E numbers more while it is held.
+
+        There torch's product of one row with (V, E) reads 50,304 × 192 in fp32 at 9 GB/s, with (E, V) at 34 GB/s
+        (an EPYC's core; 4.1 and 1.1 ms).
+        """
+        if self.weight.device.type != "cpu":
+            return self
+        transposed = self.weight.detach().t().contiguous()  # (E, V)
+        return lambda hidden: hidden @ transposed
 
 
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dsllm.config import ModelConfig
 from dsllm.errors import ConfigError, UserError
+from dsllm.models.head import Head
 from dsllm.models.sampling import Sampler, window_start
 
 
@@ -54,7 +55,7 @@ class LanguageModel(nn.Module):
     """Base class of all models. A subclass names its `Config`, sets `self.head` and defines the three methods above."""
 
     Config: ClassVar[type[ModelConfig]] = ModelConfig
-    head: nn.Module
+    head: Head
     """`head(hidden)` gives logits, `head(hidden, targets)` the mean loss; see `head.TiedHead`."""
 
     def __init__(self, config: ModelConfig):
@@ -233,6 +234,7 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         stopped = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
         cache, cache_start = None, -1
+        score = self.head.for_generation()
         for _ in range(max_new_tokens):
             start = window_start(tokens.shape[1], self.config.context)
             if use_cache and start == cache_start:
@@ -241,7 +243,7 @@ class LanguageModel(nn.Module):
                 unseen = tokens[:, start:]
                 cache, cache_start = (self.new_cache() if use_cache else None), start
             last = self.hidden(unseen, cache=cache)[:, -1]  # (B, E)
-            chosen = sampler(self.head(last))
+            chosen = sampler(score(last))
             if stop_token is not None:
                 chosen = chosen.masked_fill(stopped, stop_token)
                 stopped = chosen == stop_token
