@@ -9,6 +9,7 @@
 Twelve attention layers: each block has one, each Merge and each Spread.
 """
 
+import operator
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any, Literal
@@ -60,7 +61,7 @@ class ConvAttentionConfig(ModelConfig):
     @property
     def spans(self) -> tuple[int, ...]:
         """Tokens per vector of each level, the products of the strides: (1, 4, 16, 64)."""
-        return tuple(accumulate(self.strides, int.__mul__, initial=1))
+        return tuple(accumulate(self.strides, operator.mul, initial=1))
 
     @property
     def convolution_taps(self) -> tuple[int, ...]:
