@@ -2,13 +2,14 @@
 
     21 tokens of text, a level of S = 16 tokens a vector, `·` end-of-text:
 
-    tokens   The cat sat on … a fine red | mat by the door . | · · · · · · · · · · · ·     33 = 16 · ⌈21/16⌉ + 1
-    clock    0                            16                                          32
-    vector   0                            1                                           2
+    tokens   · · · · · · · · · · · · The cat sat on | the mat and … watched the red door .     33 = 16 · ⌈21/16⌉ + 1
+    clock    0                                      16                                   32
+    vector   0                                      1                                    2
 
-A vector has seen the tokens up to its clock. Vector 0 has seen the first token alone and is left out where S > 1.
-Vector 2 has seen the whole text, because end-of-text was appended up to its clock: without it a short text would have
-no vector that knows more than its first token. `mean` is the mean of vectors 1 and 2, `last` is vector 2.
+A vector has seen the tokens up to its clock. End-of-text goes before the text until a clock falls on the last token;
+else a short text would have no vector that knows more than its beginning. At least one goes there, as before a document
+in training; vector 0 knows nothing else and is left out. `mean` is the mean of vectors 1 and 2, `last` is vector 2.
+(As many behind the text would reach as far, but they announce another document, for which a model forgets this one.)
 
 The model is causal, so what stands behind a text's newest vector changes none of its vectors: texts of several lengths
 go through the model together, filled up with end-of-text. A text that is longer than the context is cut into equal
@@ -115,20 +116,20 @@ class Embedder:
         yield batch
 
     def _filled(self, length: int) -> int:
-        """Tokens up to the clock of the newest vector of a text of `length` tokens, that one included."""
+        """Tokens up to the end of a text of `length` tokens, with end-of-text before it."""
         return self.span * -(-length // self.span) + 1
 
     def _pooled(self, batch: Sequence[Tokens], lengths: Tensor) -> Tensor:
         """One vector for each text: (B, width), fp32 on the CPU."""
         ids = np.full((len(batch), self._filled(int(lengths.max()))), self.tokenizer.end_of_text, np.int64)
         for row, tokens in zip(ids, batch, strict=True):
-            row[: len(tokens)] = tokens
+            end = self._filled(len(tokens))
+            row[end - len(tokens) : end] = tokens
         device = next(self.model.parameters()).device
         vectors = self.model.vectors(torch.from_numpy(ids).to(device), self.level).float().cpu()  # (B, n, width)
         newest = (lengths + self.span - 1) // self.span  # (B,)
         if self.pool == "last":
             return vectors[torch.arange(len(batch)), newest]
-        first = 1 if self.span > 1 else 0
         numbers = torch.arange(vectors.shape[1])
-        pooled = (numbers >= first) & (numbers <= newest[:, None])  # (B, n)
+        pooled = (numbers >= 1) & (numbers <= newest[:, None])  # (B, n)
         return (vectors * pooled[..., None]).sum(dim=1) / pooled.sum(dim=1, keepdim=True)

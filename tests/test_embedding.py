@@ -98,15 +98,17 @@ def test_what_the_other_texts_of_a_batch_say_changes_no_bit(name, level, pool):
     assert np.array_equal(one[0], other[0]) and not np.array_equal(one[1], other[1])
 
 
-@pytest.mark.parametrize("length, newest", [(1, 1), (15, 1), (16, 1), (17, 2), (32, 2), (33, 3)])
-def test_end_of_text_fills_up_to_the_clock_of_a_vector_that_has_seen_the_whole_text(length, newest):
-    mean, last = (build("convolution attention", 2, pool) for pool in ("mean", "last"))
+@pytest.mark.parametrize("level, span", [(0, 1), (1, 4), (2, 16)])
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 32])
+def test_end_of_text_before_it_moves_the_last_token_of_a_text_to_the_clock_of_a_vector(level, span, length):
+    mean, last = (build("convolution attention", level, pool) for pool in ("mean", "last"))
     tokens = np.arange(length) + 60
-    ids = torch.full((1, 16 * newest + 1), mean.tokenizer.end_of_text)
-    ids[0, :length] = torch.from_numpy(tokens)
+    newest = -(-length // span)
+    ids = torch.full((1, span * newest + 1), mean.tokenizer.end_of_text)
+    ids[0, -length:] = torch.from_numpy(tokens)
     with torch.no_grad():
-        states = mean.model.vectors(ids, 2)[0]
-    assert len(states) == newest + 1
+        states = mean.model.vectors(ids, level)[0]
+    assert len(states) == newest + 1 and ids[0, 0] == mean.tokenizer.end_of_text
     expected = torch.nn.functional.normalize(torch.stack([states[1:].mean(0), states[-1]]))
     found = np.concatenate([mean.embed([tokens]), last.embed([tokens])])
     assert found == pytest.approx(expected.numpy(), abs=1e-5)
