@@ -54,7 +54,7 @@ class ConvAttentionConfig(ModelConfig):
         depths = {key: values.get(key, cls.model_fields[key].default) for key in ("encoder", "middle", "decoder")}
         try:
             layers = sum(depths["encoder"]) + depths["middle"] + sum(depths["decoder"]) + 2 * len(depths["encoder"])
-            return {**values, "n_layer": int(layers)}
+            return {**values, "n_layer": max(1, int(layers))}  # none at all is a problem of the depths
         except (TypeError, ValueError):  # what is wrong with them is said field by field
             return values
 
@@ -122,7 +122,9 @@ class ConvAttentionConfig(ModelConfig):
             elif missing:
                 yield "read_out", f"no level {missing[0]}; with {inner} strides there are 0 to {inner}"
         layers = sum(self.encoder) + self.middle + sum(self.decoder) + 2 * len(self.encoder)
-        if self.n_layer != layers and not wrong_lengths:
+        if not layers and not wrong_lengths:
+            yield "middle", "without strides these are all the blocks; take at least 1"
+        elif self.n_layer != layers and not wrong_lengths:
             yield "n_layer", f"the depths give {layers} attention layers; take that, or leave it out"
         yield from super().problems()
 
