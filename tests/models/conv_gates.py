@@ -26,7 +26,7 @@ CONFIGS: dict[str, dict[str, object]] = {
         | {"taps": [4, 3], "windows": [5, 3, None]}
     ),
     "read from level 0 alone": (
-        {"strides": [4, 2], "widths": [12, 16, 20], "encoder": [0, 0], "middle": 1, "decoder": [1, 0]}
+        {"strides": [4, 2], "widths": [12, 16, 20], "encoder": [0, 0], "middle": 0, "decoder": [1, 0]}
         | {"read_out": [0], "expansion": 2}
     ),
     "strides 4, 4, 4": (
