@@ -12,7 +12,8 @@ from dsllm.config import LoRAConfig
 from dsllm.errors import CheckpointError
 from dsllm.growth.plan import GrowthPlan, Names, OptimizerState, changed
 from dsllm.growth.transforms import Rule
-from dsllm.models.progressive import PARTS, ProgressiveConfig
+from dsllm.models.growable import PARTS
+from dsllm.models.progressive import ProgressiveConfig
 
 
 def detach_plan(model: ProgressiveConfig, source: str, optimizer_state: OptimizerState = "copy") -> GrowthPlan:

@@ -30,7 +30,8 @@ from dsllm.errors import ConfigError
 from dsllm.growth.parts import Part
 from dsllm.growth.plan import Growth, changed, deepened
 from dsllm.growth.transforms import Rule
-from dsllm.models.progressive import PARTS, ProgressiveConfig
+from dsllm.models.growable import PARTS
+from dsllm.models.progressive import ProgressiveConfig
 from dsllm.registry import OPERATORS
 
 

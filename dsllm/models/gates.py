@@ -47,11 +47,13 @@ class GateConfig(Section):
 
 
 class Gates:
-    """The gates of a model's executed blocks, as far as they are open at the step that was set last."""
+    """The gates of a model's executed blocks, as far as they are open at the step that was set last.
 
-    def __init__(self, config: GateConfig, block_uses: Sequence[int], channels: int):
-        self.config, self.channels = config, channels
-        executed = [block for block, uses in enumerate(block_uses) for _ in range(uses)]
+    `executed` names the block of each run, None where it is no block; `widths` the channels of each block's stream.
+    """
+
+    def __init__(self, config: GateConfig, executed: Sequence[int | None], widths: Sequence[int]):
+        self.config, self.widths = config, widths
         self.block_of = {index: block for index, block in enumerate(executed) if block in config.blocks}
         self.set_step(config.start)
 
@@ -59,10 +61,10 @@ class Gates:
         """Open the gates as far as they are at an optimizer step."""
         self.opening = self.config.opening(step)
         blocks = self.config.blocks if self.config.kind == "channel" else ()
-        self.masks = {block: self.config.mask(step, block, self.channels) for block in blocks}
+        self.masks = {block: self.config.mask(step, block, self.widths[block]) for block in blocks}
 
     def mix(self, index: int, before: Tensor, after: Tensor, training: bool) -> Tensor:
-        """The stream (B, T, C) behind the executed block `index`, which takes `before` to `after`.
+        """The stream (B, T, C) behind the run `index`, which takes `before` to `after`.
 
         Exactly `before` where the gate is shut, and `after` where it is open. Channels are drawn in training only.
         """

@@ -50,8 +50,8 @@ class LateralAdapter(nn.Module):
 class ColumnBlock(Block):
     """A block of the new column: z (B, T, c) and the first column's state (B, T, C) at the same depth to (B, T, c)."""
 
-    def __init__(self, config: LateralConfig, n_embd: int):
-        super().__init__(config.n_embd, config.n_head)
+    def __init__(self, config: LateralConfig, n_embd: int, window: int | None = None):
+        super().__init__(config.n_embd, config.n_head, window)
         self.lateral = LateralAdapter(n_embd, config.rank, config.n_embd)
 
     def forward(  # type: ignore[override]
@@ -81,8 +81,8 @@ class GatedOutput(nn.Module):
 class Column(nn.Module):
     """The parts of the new column; `Progressive.through_blocks` runs them."""
 
-    def __init__(self, config: LateralConfig, n_embd: int, n_layer: int):
+    def __init__(self, config: LateralConfig, n_embd: int, n_layer: int, window: int | None = None):
         super().__init__()
         self.embed = nn.Linear(n_embd, config.n_embd)
-        self.blocks = nn.ModuleList(ColumnBlock(config, n_embd) for _ in range(n_layer))
+        self.blocks = nn.ModuleList(ColumnBlock(config, n_embd, window) for _ in range(n_layer))
         self.out = GatedOutput(config.n_embd, n_embd)

@@ -11,7 +11,8 @@ from dsllm.growth.merge import merge_plan
 from dsllm.growth.operators import Growth, operator
 from dsllm.growth.plan import changed, deepened, make_plan
 from dsllm.growth.transforms import Rule
-from dsllm.models.progressive import PARTS, Progressive, ProgressiveConfig
+from dsllm.models.growable import PARTS
+from dsllm.models.progressive import Progressive, ProgressiveConfig
 from dsllm.registry import OPERATORS
 from tests.growth.applying import grown, logits, moved, small
 

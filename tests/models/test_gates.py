@@ -15,7 +15,7 @@ def test_a_gate_opens_evenly_from_its_start():
 @pytest.mark.parametrize("kind", ["scalar", "channel"])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_shut_gate_gives_the_stream_before_and_an_open_one_the_stream_behind(kind, training):
-    gates = Gates(GateConfig(blocks=[1], start=10, steps=7, kind=kind), (2, 1), 8)
+    gates = Gates(GateConfig(blocks=[1], start=10, steps=7, kind=kind), (0, 0, 1), (8, 8))
     before, after = torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(0))
     assert gates.mix(2, before, after, training).equal(before)
     gates.set_step(17)
@@ -26,20 +26,26 @@ def test_a_shut_gate_gives_the_stream_before_and_an_open_one_the_stream_behind(k
 
 
 def test_blocks_without_a_gate_are_left_alone():
-    gates = Gates(GateConfig(blocks=[1]), (2, 1, 1), 8)
+    gates = Gates(GateConfig(blocks=[1]), (0, 0, 1, 2), (8, 8, 8))
     before, after = torch.zeros(1, 1, 8), torch.ones(1, 1, 8)
     assert [gates.mix(index, before, after, True).mean().item() for index in range(4)] == [1, 1, 0, 1]
 
 
+def test_runs_that_are_no_blocks_are_left_alone_and_every_gate_has_its_blocks_own_channels():
+    gates = Gates(GateConfig(blocks=[0, 1], start=9, kind="channel"), (None, 0, None, 1), (8, 4))
+    streams = {index: (torch.zeros(1, 1, width), torch.ones(1, 1, width)) for index, width in ((0, 6), (1, 8), (3, 4))}
+    assert [gates.mix(index, *pair, True).mean().item() for index, pair in streams.items()] == [1, 0, 0]
+
+
 def test_a_half_open_gate_mixes_by_its_opening():
-    gates = Gates(GateConfig(blocks=[0], steps=4), (1,), 2)
+    gates = Gates(GateConfig(blocks=[0], steps=4), (0,), (2,))
     gates.set_step(1)
     out = gates.mix(0, torch.tensor([4.0, 8.0]), torch.tensor([8.0, 0.0]), True)
     assert out.tolist() == [5.0, 6.0]
 
 
 def test_channels_are_each_open_or_shut_in_training_and_half_open_in_evaluation():
-    gates = Gates(GateConfig(blocks=[0], steps=4, kind="channel"), (1,), 4000)
+    gates = Gates(GateConfig(blocks=[0], steps=4, kind="channel"), (0,), (4000,))
     gates.set_step(1)
     before, after = torch.zeros(2, 4000), torch.ones(2, 4000)
     drawn = gates.mix(0, before, after, True)

@@ -21,7 +21,7 @@ def adapted(linear, rank, scale, parts=1, *, trained=True):
     out = LoRALinear(linear.in_features, linear.out_features, rank=rank, scale=scale, parts=parts)
     out.load_state_dict(linear.state_dict(), strict=False)
     if trained:
-        nn.init.normal_(out.lora_B)
+        nn.init.normal_(out.lora_B, std=0.1)  # by more the softmax would be so sharp that rounding shows
     return out
 
 

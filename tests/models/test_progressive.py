@@ -8,8 +8,9 @@ import torch
 
 from dsllm.models import build_model
 from dsllm.models.gpt2 import GPT2
+from dsllm.models.growable import PARTS
 from dsllm.models.lora import merged
-from dsllm.models.progressive import PARTS, Progressive, ProgressiveConfig
+from dsllm.models.progressive import Progressive, ProgressiveConfig
 from dsllm.section import validate
 from tests.models.conftest import SMALL
 
@@ -36,9 +37,9 @@ def copied(progressive, model, uses, sources):
 # One function.
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
-def test_with_each_block_used_once_it_is_gpt2_bit_for_bit(small, progressive, ids, positions):
-    gpt2, model = small(n_layer=4, positions=positions), progressive(positions=positions)
+@pytest.mark.parametrize("settings", [{}, {"positions": "learned"}, {"window": 5}], ids=str)
+def test_with_each_block_used_once_it_is_gpt2_bit_for_bit(small, progressive, ids, settings):
+    gpt2, model = small(n_layer=4, **settings), progressive(**settings)
     model.load_state_dict(gpt2.state_dict())
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in gpt2.named_parameters()]
     assert model(ids[:, :-1]).logits.equal(gpt2(ids[:, :-1]).logits)
@@ -235,7 +236,7 @@ def test_frozen_training_costs_4_p_and_3_a_and_6_p_lora(progressive):
         ({"uses": 24}, ["model.uses = 24: does not divide model.n_layer = 12; take model.n_layer = 24"]),
         ({"uses": [3, 4]}, ["model.uses = [3, 4]: adds up to 7, but model.n_layer = 12; make them agree"]),
         ({"uses": []}, ["model.uses = []: adds up to 0, but model.n_layer = 12; make them agree"]),
-        ({"lora": {"rank": 193}}, ["model.lora.rank = 193: above the width, model.n_embd = 192; take 48"]),
+        ({"lora": {"rank": 193}}, ["model.lora.rank = 193: above the width of the narrowest block, 192; take 48"]),
         ({"lora": {"rank": 0}}, ["model.lora.rank = 0: input should be greater than 0"]),
         ({"lora": {"rnk": 1}}, ["model.lora.rnk: no such key; did you mean model.lora.rank?"]),
         (

@@ -150,7 +150,7 @@ def test_a_plan_that_was_changed_is_refused(source, tmp_path):
         ({"name": "dropin", "step": 3}, 2, None, "operator.step: no such key; did you mean operator.steps?"),
         ("untie", 2, None, "it does not divide model.uses = 1"),
         ("interpose", 1, None, "growth.factor = 1: nothing grows by it; take 2 or more"),
-        ("interpose", 2, LoRAConfig(rank=64), "model.lora.rank = 64: above the width, model.n_embd = 32; take 8"),
+        ("interpose", 2, LoRAConfig(rank=64), "model.lora.rank = 64: above the width of the narrowest block"),
         ("mixture", 2, LORA, "operator = mixture: takes no adapters"),
         (MERGE, 2, None, "merge takes no factor"),
     ],

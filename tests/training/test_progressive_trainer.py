@@ -297,7 +297,7 @@ def test_growth_is_refused_and_logged_while_the_rate_decays_and_when_nothing_fit
     [
         (["growth.operator=untie"], "growth.factor = 2: untie shares the uses"),
         (["growth.factor=1"], "growth.factor = 1: nothing grows by it; take 2 or more"),
-        (["growth.lora.rank=64"], "model.lora.rank = 64: above the width, model.n_embd = 32"),
+        (["growth.lora.rank=64"], "model.lora.rank = 64: above the width of the narrowest block, 32"),
         (["growth.policy={name: schedule, at: [0.48, 0.5]}"], "has no steps; move its growth events apart"),
         (["growth.policy=plateau"], "train.eval_every = 0: growth.policy = plateau decides by validation losses"),
         (["growth.operator=mixture"], "growth.preset: mixture takes no adapters"),
