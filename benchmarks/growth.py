@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
 
 from dsllm.growth.operators import interpose
-from dsllm.growth.plan import as_progressive, make_plan
+from dsllm.growth.plan import as_growable, make_plan
 from dsllm.models import skeleton
 from dsllm.models.progressive import ProgressiveConfig
 from dsllm.training.monitor import read_metrics
@@ -163,7 +163,7 @@ def steps_of(line: dict[str, Any], stage: int) -> bool:
 def shared_bases(size: str) -> dict[str, Any]:
     """Parameter memory of a model four times as deep whose copies share their frozen bases, in allocated storage."""
     shape = {**SIZES[size], "vocab_size": 50304}
-    small = as_progressive(ProgressiveConfig(**shape))
+    small = as_growable(ProgressiveConfig(**shape))
     from dsllm.config import LoRAConfig
 
     deep_config = ProgressiveConfig(

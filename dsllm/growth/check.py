@@ -13,15 +13,13 @@ from dsllm.errors import ConfigError
 from dsllm.growth.decisions import Budget, Policy
 from dsllm.growth.operators import Operator
 from dsllm.growth.parts import resolve
-from dsllm.growth.plan import changed
+from dsllm.growth.plan import changed, settled
 from dsllm.models import skeleton
-from dsllm.models.progressive import ProgressiveConfig
+from dsllm.models.growable import GrowableConfig
 from dsllm.registry import OPERATORS, POLICIES
 
 
-def growth_problems(
-    model: ProgressiveConfig, growth: GrowthConfig, tokens: int, steps: int, eval_every: int
-) -> list[str]:
+def growth_problems(model: GrowableConfig, growth: GrowthConfig, tokens: int, steps: int, eval_every: int) -> list[str]:
     """Every reason why a run of `tokens` in `steps` cannot grow as it is configured, a line each.
 
     Of a policy whose number of growth events is not known the first is looked at.
@@ -44,7 +42,7 @@ def growth_problems(
     return list(dict.fromkeys(problems))
 
 
-def budget_of(model: ProgressiveConfig, growth: GrowthConfig, tokens: int, steps: int) -> Budget:
+def budget_of(model: GrowableConfig, growth: GrowthConfig, tokens: int, steps: int) -> Budget:
     """What a run may spend, and the parameters that it ends with; `model` is its first, with the vocabulary known.
 
     Raises `ConfigError` if the model cannot grow as configured.
@@ -65,7 +63,7 @@ def _events(policy: Policy, options: Mapping[str, Any], tokens: int, steps: int)
 
 
 def operator_problems(
-    model: ProgressiveConfig,
+    model: GrowableConfig,
     operator: Operator,
     options: Mapping[str, Any],
     factors: Sequence[int],
@@ -107,7 +105,7 @@ def timetable_problems(
             )
 
 
-def _gate_steps(model: ProgressiveConfig, growth: GrowthConfig, factor: int) -> int:
+def _gate_steps(model: GrowableConfig, growth: GrowthConfig, factor: int) -> int:
     """Steps over which the configured operator's gates open; 0 if it has none."""
     operator, options, _ = resolve(OPERATORS, growth.operator, "growth.operator")
     assert operator is not None
@@ -116,22 +114,20 @@ def _gate_steps(model: ProgressiveConfig, growth: GrowthConfig, factor: int) -> 
 
 
 def final_model(
-    model: ProgressiveConfig, operator: Operator, options: Mapping[str, Any], factors: Sequence[int]
-) -> ProgressiveConfig:
+    model: GrowableConfig, operator: Operator, options: Mapping[str, Any], factors: Sequence[int]
+) -> GrowableConfig:
     """The model's section after growing by each factor in turn, merged in between.
 
     Raises `ConfigError` if one does not fit.
     """
     for number, factor in enumerate(factors, 1):
-        if model.lateral is not None:
-            raise ConfigError("growth.operator = lateral: a model gets one second column; plan one growth event")
+        for name, what in model.last.items():
+            if getattr(model, name) is not None and number == 1:
+                raise ConfigError(f"model.{name}: a model with {what} does not grow; grow before adding one")
+            if getattr(model, name) is not None:
+                raise ConfigError(f"growth.operator = {operator.name}: {what} ends growth; plan one growth event")
         try:
             model = operator(settled(model), factor, **options).model
         except ConfigError as error:
             raise ConfigError(str(error) if number == 1 else f"{error} (growth event {number})") from None
     return model
-
-
-def settled(model: ProgressiveConfig) -> ProgressiveConfig:
-    """The section of a model after its merge."""
-    return changed(model, lora=None, bases=None, mixture=None, gate=None)

@@ -10,13 +10,12 @@ event, so this comes first.
 
 from dsllm.config import LoRAConfig
 from dsllm.errors import CheckpointError
-from dsllm.growth.plan import GrowthPlan, Names, OptimizerState, changed
+from dsllm.growth.plan import GrowthPlan, Names, OptimizerState, changed, settled
 from dsllm.growth.transforms import Rule
-from dsllm.models.growable import PARTS
-from dsllm.models.progressive import ProgressiveConfig
+from dsllm.models.growable import PARTS, GrowableConfig
 
 
-def detach_plan(model: ProgressiveConfig, source: str, optimizer_state: OptimizerState = "copy") -> GrowthPlan:
+def detach_plan(model: GrowableConfig, source: str, optimizer_state: OptimizerState = "copy") -> GrowthPlan:
     """The plan that takes live adapters off again and leaves the weights under them as they were.
 
     Raises `CheckpointError` if there are none.
@@ -37,20 +36,20 @@ def detach_plan(model: ProgressiveConfig, source: str, optimizer_state: Optimize
 
 
 def merge_plan(
-    model: ProgressiveConfig, source: str, optimizer_state: OptimizerState = "copy", step: int = 0
+    model: GrowableConfig, source: str, optimizer_state: OptimizerState = "copy", step: int = 0
 ) -> GrowthPlan:
     """The plan that leaves a model of plain blocks, at optimizer step `step`.
 
     What trained beside the adapters keeps its moments; the merged matrices begin with none. Raises `CheckpointError`
     if there is nothing to merge, or a gate is still on its way.
     """
-    if model.lora is None and model.mixture is None and model.gate is None:
+    if not model.unsettled:
         raise CheckpointError("nothing to merge: the model has no live adapters, mixed blocks or gates")
     if model.gate is not None and model.gate.opening(step) < 1:
         raise CheckpointError(
             f"model.gate: still opening at step {step:,}; merge from step {model.gate.start + model.gate.steps:,} on"
         )
-    after = changed(model, lora=None, bases=None, mixture=None, gate=None)
+    after = settled(model)
     before = Names.of(model)
     return GrowthPlan(
         operator="merge",

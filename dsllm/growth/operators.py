@@ -10,16 +10,21 @@
     mixture    A B C            →  AABBCC of mixed templates   double   no
     lateral    A B C            →  A B C beside a b c   same    exactly
 
+A model of several levels is one row of blocks, too, in the order of their use. What copies each block into the place
+behind it leaves every level in its order, and with `levels` only the blocks of these are copied:
+
+    interpose, levels [1]       A0 B1 C2 D1 E0  →  A0 B1 B'1 C2 D1 D'1 E0
+
 A new one takes five lines; this makes it known as `mirror`, with the option `twice`:
 
     @operator("mirror", preserves_function=False)
-    def mirror(model: ProgressiveConfig, factor: int, *, twice: bool = False) -> Growth:
+    def mirror(model: GrowableConfig, factor: int, *, twice: bool = False) -> Growth:
         \"\"\"ABC → ABCCBA.\"\"\"
         blocks = range(model.distinct_blocks)
         return deepened(model, [*blocks, *reversed(blocks)])
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import gcd
 from typing import Any, Literal
@@ -28,47 +33,66 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from dsllm.errors import ConfigError
 from dsllm.growth.parts import Part
-from dsllm.growth.plan import Growth, changed, deepened
+from dsllm.growth.plan import Growth, changed, check_places, deepened
 from dsllm.growth.transforms import Rule
-from dsllm.models.growable import PARTS
+from dsllm.models.growable import PARTS, GrowableConfig
 from dsllm.models.progressive import ProgressiveConfig
 from dsllm.registry import OPERATORS
+
+Levels = list[NonNegativeInt] | None
 
 
 class Operator(Part):
     """A way to grow. `operator(model, factor, **options)` gives the `Growth`, or raises `ConfigError` if none fits."""
 
     def __init__(
-        self, name: str, function: Callable[..., Growth], *, preserves_function: bool, takes_adapters: bool = True
+        self,
+        name: str,
+        function: Callable[..., Growth],
+        *,
+        preserves_function: bool,
+        takes_adapters: bool = True,
+        needs: str | None = None,
     ):
         super().__init__(name, function)
         self.preserves_function = preserves_function
         self.takes_adapters = takes_adapters
+        self.needs = needs
 
-    def __call__(self, model: ProgressiveConfig, factor: int, **options: Any) -> Growth:
+    def __call__(self, model: GrowableConfig, factor: int, **options: Any) -> Growth:
         if factor < 2:
             raise ConfigError(f"growth.factor = {factor}: nothing grows by it; take 2 or more")
+        if self.needs is not None and self.needs not in type(model).model_fields:
+            raise ConfigError(
+                f"growth.operator = {self.name}: needs model.{self.needs}, which model.name = {model.name} does not "
+                f"have; take interpose, zero_init or dropin"
+            )
         growth: Growth = self.function(model, factor, **options)
-        return replace(growth, operator=self.name, preserves_function=self.preserves_function)
+        growth = replace(growth, operator=self.name, preserves_function=self.preserves_function)
+        check_places(growth, model)
+        return growth
 
 
 def operator(
-    name: str, *, preserves_function: bool, takes_adapters: bool = True
+    name: str, *, preserves_function: bool, takes_adapters: bool = True, needs: str | None = None
 ) -> Callable[[Callable[..., Growth]], Operator]:
     """Decorator: a function of (model, factor) with keyword-only options becomes an operator known by `name`.
 
     `preserves_function`: the logits at the switch stay bit for bit the same; a run in which they do not ends.
     `takes_adapters`: the grown model's blocks can be frozen under LoRA, so that a stage may begin with diverging.
+    `needs`: a field of the model's section that it works on, where not every model that grows has it.
     """
 
     def register(function: Callable[..., Growth]) -> Operator:
-        made = Operator(name, function, preserves_function=preserves_function, takes_adapters=takes_adapters)
+        made = Operator(
+            name, function, preserves_function=preserves_function, takes_adapters=takes_adapters, needs=needs
+        )
         return OPERATORS.register(name)(made)
 
     return register
 
 
-@operator("untie", preserves_function=True)
+@operator("untie", preserves_function=True, needs="uses")
 def untie(model: ProgressiveConfig, factor: int) -> Growth:
     """Each block becomes `factor` copies that share its uses: 3 blocks × 4 → 6 × 2; the depth stays (2110.03848)."""
     common = gcd(*model.block_uses)
@@ -85,19 +109,22 @@ def untie(model: ProgressiveConfig, factor: int) -> Growth:
 
 
 @operator("interpose", preserves_function=False)
-def interpose(model: ProgressiveConfig, factor: int) -> Growth:
-    """Each block becomes `factor` neighbours: ABC → AABBCC. The origin's duplication; 2510.08008."""
-    return deepened(model, _neighbours(model, factor))
+def interpose(model: GrowableConfig, factor: int, *, levels: Levels = None) -> Growth:
+    """Each block becomes `factor` neighbours: ABC → AABBCC. The origin's duplication; 2510.08008.
+
+    levels: only the blocks of these levels are copied, counted from 0, the outermost; null: all blocks
+    """
+    return deepened(model, _neighbours(model, factor, levels))
 
 
 @operator("stack", preserves_function=False)
-def stack(model: ProgressiveConfig, factor: int) -> Growth:
+def stack(model: GrowableConfig, factor: int) -> Growth:
     """The whole stack `factor` times over: ABC → ABCABC. StackBERT; G_stack, 2405.15319."""
     return deepened(model, [*range(model.distinct_blocks)] * factor)
 
 
 @operator("middle", preserves_function=False)
-def middle(model: ProgressiveConfig, factor: int, *, group: PositiveInt | None = None) -> Growth:
+def middle(model: GrowableConfig, factor: int, *, group: PositiveInt | None = None) -> Growth:
     """Copies of the middle blocks are inserted after them: ABCDEF → ABCDCDEF with a group of 2. MIDAS, 2409.19044.
 
     group: blocks in the middle group, of which there are `factor` in a row afterwards; null: at most half of the
@@ -117,18 +144,21 @@ def middle(model: ProgressiveConfig, factor: int, *, group: PositiveInt | None =
 
 
 @operator("zero_init", preserves_function=True)
-def zero_init(model: ProgressiveConfig, factor: int) -> Growth:
+def zero_init(model: GrowableConfig, factor: int, *, levels: Levels = None) -> Growth:
     """After each block `factor` − 1 copies that add nothing yet: what they write is zero. LLaMA Pro, 2401.02415.
 
     Under frozen weights such a copy can only ever become what its adapters of low rank make of it.
+
+    levels: only the blocks of these levels are copied, counted from 0, the outermost; null: all blocks
     """
-    copies = [block for block in range(model.distinct_blocks * factor) if block % factor]
+    sources = _neighbours(model, factor, levels)
+    copies = _copies(sources)
     silent = {"attention.out.*": "zero", "mlp.down.*": "zero"}
     # Behind a projection that is zero nothing has a gradient; the projection itself has.
     waiting = ("norm_1", "attention.qkv", "norm_2", "mlp.up")
     return deepened(
         model,
-        _neighbours(model, factor),
+        sources,
         transforms=dict.fromkeys(copies, silent),
         dead_at_start=tuple(f"blocks.{block}.{part}.*" for block in copies for part in waiting),
     )
@@ -136,30 +166,33 @@ def zero_init(model: ProgressiveConfig, factor: int) -> Growth:
 
 @operator("dropin", preserves_function=True)
 def dropin(
-    model: ProgressiveConfig,
+    model: GrowableConfig,
     factor: int,
     *,
     steps: PositiveInt = 500,
     kind: Literal["scalar", "channel"] = "scalar",
     seed: NonNegativeInt = 0,
+    levels: Levels = None,
 ) -> Growth:
     """After each block `factor` − 1 copies, bypassed, behind gates that open bit by bit. Gradual DropIn, 1511.06951.
 
     steps: optimizer steps until the gates are open
     kind: a half-open gate lets half of every channel through, or half of the channels, drawn anew at each step
     seed: of the channels drawn
+    levels: only the blocks of these levels are copied, counted from 0, the outermost; null: all blocks
     """
-    gated = [block for block in range(model.distinct_blocks * factor) if block % factor]
+    sources = _neighbours(model, factor, levels)
+    gated = _copies(sources)
     return deepened(
         model,
-        _neighbours(model, factor),
+        sources,
         changes={"gate": {"blocks": gated, "steps": steps, "kind": kind, "seed": seed}},
         # At the first step a scalar gate is open by a little; of channels it may be that none is.
         dead_at_start=tuple(f"blocks.{block}.*" for block in gated) if kind == "channel" else (),
     )
 
 
-@operator("mixture", preserves_function=False, takes_adapters=False)
+@operator("mixture", preserves_function=False, takes_adapters=False, needs="mixture")
 def mixture(
     model: ProgressiveConfig,
     factor: int,
@@ -189,7 +222,7 @@ def mixture(
     return deepened(model, _neighbours(model, factor), changes={"mixture": {"templates": n}}, tensors=rules)
 
 
-@operator("lateral", preserves_function=True, takes_adapters=False)
+@operator("lateral", preserves_function=True, takes_adapters=False, needs="lateral")
 def lateral(
     model: ProgressiveConfig,
     factor: int,
@@ -213,6 +246,20 @@ def lateral(
     )
 
 
-def _neighbours(model: ProgressiveConfig, factor: int) -> list[int]:
-    """(0, 0, 1, 1, 2, 2) for three blocks and the factor 2."""
-    return [block for block in range(model.distinct_blocks) for _ in range(factor)]
+def _neighbours(model: GrowableConfig, factor: int, levels: Levels = None) -> list[int]:
+    """(0, 0, 1, 1, 2, 2) for three blocks and the factor 2; (0, 1, 1, 2) if block 1 alone is of the levels."""
+    known = sorted(set(model.block_levels))
+    if not known:
+        raise ConfigError(f"growth.operator: model.name = {model.name} has no blocks to copy here; give it some")
+    wrong = sorted(set(levels or ()).difference(known))
+    if wrong or levels == []:
+        what = f"no blocks on level {wrong[0]}" if wrong else "names no level"
+        there = ", ".join(map(str, known))
+        raise ConfigError(f"growth.operator.levels = {levels}: {what}; take some of {there}, or null for all")
+    chosen = known if levels is None else levels
+    return [block for block, level in enumerate(model.block_levels) for _ in range(factor if level in chosen else 1)]
+
+
+def _copies(sources: Sequence[int]) -> list[int]:
+    """Target blocks that come right behind another made from the same block."""
+    return [block for block in range(1, len(sources)) if sources[block] == sources[block - 1]]

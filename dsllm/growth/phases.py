@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dsllm.growth.decisions import Decision, Grow, LeaveDiverge, Merge, OperatorChoice, Phase, Race, State
-from dsllm.models.progressive import ProgressiveConfig
+from dsllm.models.growable import GrowableConfig
 
 Preset = Literal["diverge_only", "diverge_consolidate", "no_diverge"]
 
@@ -70,7 +70,7 @@ class RaceNow(Action):
 
 def next_action(
     preset: Preset,
-    model: ProgressiveConfig,
+    model: GrowableConfig,
     state: State,
     decision: Decision,
     stage_end: int | None = None,
@@ -90,13 +90,13 @@ def next_action(
 
 def _wanted(
     preset: Preset,
-    model: ProgressiveConfig,
+    model: GrowableConfig,
     state: State,
     decision: Decision,
     stage_end: int | None,
     diverge_share: float,
 ) -> Action:
-    if isinstance(decision, Grow | Race) and (model.lora or model.mixture or model.gate):
+    if isinstance(decision, Grow | Race) and model.unsettled:
         return MergeNow(f"merge before growing: {decision.reason}", _phase_after_merge(state))
     phase: Phase = "full" if preset == "no_diverge" else "diverge"
     if isinstance(decision, Grow):

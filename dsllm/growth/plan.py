@@ -20,7 +20,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -29,8 +29,12 @@ from dsllm.errors import CheckpointError, ConfigError
 from dsllm.growth.transforms import INITIAL, Rule
 from dsllm.models import skeleton
 from dsllm.models.gpt2 import GPT2Config
+from dsllm.models.growable import GrowableConfig
 from dsllm.models.progressive import ProgressiveConfig
+from dsllm.registry import MODELS
 from dsllm.section import raise_problems, validate
+
+S = TypeVar("S", bound=ModelConfig)
 
 OptimizerState = Literal["copy", "zero", "asymmetric"]
 """Moments of copies: those of their source; zero, as for every tensor then; or kept by the first copy alone."""
@@ -40,7 +44,7 @@ OptimizerState = Literal["copy", "zero", "asymmetric"]
 class Growth:
     """What an operator makes of a model, block by block."""
 
-    model: ProgressiveConfig
+    model: GrowableConfig
     """The grown model's section."""
     sources: tuple[int | None, ...]
     """φ: target block j is made from source block sources[j]; None: new."""
@@ -85,12 +89,12 @@ class GrowthPlan:
     @property
     def blocks_before(self) -> int:
         """Distinct blocks."""
-        return ProgressiveConfig(**self.model_before).distinct_blocks
+        return section_of(self.model_before).distinct_blocks
 
     @property
     def blocks_after(self) -> int:
         """Distinct blocks."""
-        return ProgressiveConfig(**self.model_after).distinct_blocks
+        return section_of(self.model_after).distinct_blocks
 
     def moments_from(self, name: str) -> str | None:
         """The source parameter whose moments the target parameter `name` starts from; None: from zero.
@@ -146,41 +150,68 @@ class GrowthPlan:
             )
 
 
-def as_progressive(model: ModelConfig) -> ProgressiveConfig:
+def as_growable(model: ModelConfig) -> GrowableConfig:
     """The section of a model that can grow: a plain GPT-2's as that of the same function, every block used once.
 
     Raises `ConfigError` for a model of another kind.
     """
-    if isinstance(model, ProgressiveConfig):
+    if isinstance(model, GrowableConfig):
         return model
     if not isinstance(model, GPT2Config):
-        raise ConfigError(f"model.name = {model.name}: this kind of model does not grow; take gpt2 or progressive")
+        raise ConfigError(
+            f"model.name = {model.name}: this kind of model does not grow; take gpt2, progressive or conv_attention"
+        )
     return changed(ProgressiveConfig(), **{**model.model_dump(), "name": "progressive"})
 
 
-def changed(model: ProgressiveConfig, **changes: Any) -> ProgressiveConfig:
+def section_of(values: Mapping[str, Any]) -> GrowableConfig:
+    """The section of a model that can grow, from its values as a plan keeps them; raises `ConfigError` for others."""
+    section, problems = validate(MODELS[str(values.get("name"))].Config, values, "model")
+    raise_problems(problems)
+    assert section is not None
+    return as_growable(section)
+
+
+def changed(model: S, **changes: Any) -> S:
     """The section with other values, checked. Raises `ConfigError` with every problem."""
-    section, problems = validate(ProgressiveConfig, {**model.model_dump(), **changes}, "model")
+    section, problems = validate(type(model), {**model.model_dump(), **changes}, "model")
     raise_problems(problems)
     assert section is not None
     return section
 
 
+def settled(model: GrowableConfig) -> GrowableConfig:
+    """The section of a model after its merge, of plain blocks that are all there."""
+    return changed(model, bases=None, **dict.fromkeys(model.temporary))
+
+
 def deepened(
-    model: ProgressiveConfig, sources: Sequence[int], *, changes: Mapping[str, Any] | None = None, **more: Any
+    model: GrowableConfig, sources: Sequence[int], *, changes: Mapping[str, Any] | None = None, **more: Any
 ) -> Growth:
-    """The growth whose target block j is made from block sources[j], used as often as that one is.
+    """The growth whose target block j is made from block sources[j], in its place and used as often as that one is.
 
     `changes` go into the model's section beside the depth, `more` into the `Growth`.
     """
-    uses = [model.block_uses[source] for source in sources]
-    depth = {"n_layer": sum(uses), "uses": uses[0] if len(set(uses)) == 1 else uses}
-    return Growth(changed(model, **depth, **(changes or {})), tuple(sources), **more)
+    return Growth(changed(model, **model.remade(sources), **(changes or {})), tuple(sources), **more)
+
+
+def check_places(growth: Growth, before: GrowableConfig) -> None:
+    """Raises `ConfigError` if a block of the grown model is made from one that stands elsewhere, as on another level.
+
+    Its width may be another there; and where it is not, what the block has learnt is still about other vectors.
+    """
+    places = before.block_places
+    for block, (place, source) in enumerate(zip(growth.model.block_places, growth.sources, strict=False)):
+        if source is not None and places[source] != place:
+            raise ConfigError(
+                f"growth.operator = {growth.operator}: would make block {block}, in {place}, from block {source}, in "
+                f"{places[source]}; take interpose, zero_init or dropin, whose copies stay where they are made"
+            )
 
 
 def make_plan(
     growth: Growth,
-    before: ProgressiveConfig,
+    before: GrowableConfig,
     source: str,
     optimizer_state: OptimizerState = "copy",
     lora: LoRAConfig | None = None,
@@ -192,6 +223,7 @@ def make_plan(
     `CheckpointError` if the source is not settled, `ConfigError` if the operator's rules do not fit the two models.
     """
     check_settled(before)
+    check_places(growth, before)
     after = growth.model
     if after.gate is not None:
         after = changed(after, gate={**after.gate.model_dump(), "start": step})
@@ -211,13 +243,13 @@ def make_plan(
     )
 
 
-def check_settled(model: ProgressiveConfig) -> None:
+def check_settled(model: GrowableConfig) -> None:
     """Raises `CheckpointError` if the model has parts that no growth event may carry along."""
-    for name, what in (("lora", "live adapters"), ("mixture", "mixed blocks"), ("gate", "gates")):
+    for name in model.unsettled:
+        raise CheckpointError(f"model.{name}: a checkpoint with {model.temporary[name]} does not grow; merge it first")
+    for name, what in model.last.items():
         if getattr(model, name) is not None:
-            raise CheckpointError(f"model.{name}: a checkpoint with {what} does not grow; merge it first")
-    if model.lateral is not None:
-        raise CheckpointError("model.lateral: a model with a second column does not grow; grow before adding one")
+            raise CheckpointError(f"model.{name}: a model with {what} does not grow; grow before adding one")
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from dsllm.errors import CheckpointError, ConfigError
 from dsllm.growth.grow import Growing
 from dsllm.growth.merge import detach_plan, merge_plan
 from dsllm.growth.parts import resolve
-from dsllm.growth.plan import GrowthPlan, Names, OptimizerState, as_progressive, check_settled, make_plan
-from dsllm.registry import MODELS, OPERATORS
-from dsllm.section import raise_problems, validate
+from dsllm.growth.plan import GrowthPlan, Names, OptimizerState, as_growable, check_settled, make_plan, section_of
+from dsllm.models.growable import GrowableConfig
+from dsllm.registry import OPERATORS
+from dsllm.section import raise_problems
 from dsllm.store import TensorStore
 from dsllm.training.checkpoints import Checkpoint, Snapshot, checkpoint_name, complete
 from dsllm.training.growth_state import FOLDER
@@ -50,7 +51,7 @@ def plan_growth(
     lora: LoRAConfig | None = None,
     optimizer_state: OptimizerState = "copy",
 ) -> GrowthPlan:
-    """The plan of a growth event of `checkpoint`; its model is progressive or the plain GPT-2.
+    """The plan of a growth event of `checkpoint`; its model is one that can grow, or the plain GPT-2.
 
     Args:
         operator: a name, a mapping with `name` and options, `merge`, or `detach`, which drops live adapters.
@@ -91,7 +92,7 @@ def read_plan(path: Path, checkpoint: Checkpoint) -> GrowthPlan:
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"cannot be read ({error}); name a file written by --save_plan") from None
         plan.check_source(checkpoint.store().digest())
-        if plan.model_before != _section(checkpoint).model_dump(mode="json"):
+        if section_of(plan.model_before) != _section(checkpoint):
             raise CheckpointError(f"not made for the model of {checkpoint.path}; make a plan for this")
         return plan
 
@@ -103,9 +104,7 @@ def write_plan(plan: GrowthPlan, path: Path) -> None:
 
 def growing_of(checkpoint: Checkpoint, plan: GrowthPlan) -> Growing:
     """The plan and the checkpoint together; raises `UserError` if they do not fit, before any tensor is read."""
-    section, problems = validate(MODELS[str(plan.model_after.get("name"))].Config, plan.model_after, "model")
-    raise_problems(problems)
-    assert section is not None
+    section = section_of(plan.model_after)
     if list(plan.tensors) != list(Names.of(section).shapes):
         raise CheckpointError("a growth plan whose tensors are not those of its model; make it anew")
     return Growing(checkpoint.store(), plan, section, checkpoint.config().train.seed)
@@ -192,5 +191,5 @@ def _named(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _section(checkpoint: Checkpoint) -> Any:
-    return as_progressive(checkpoint.config().model)
+def _section(checkpoint: Checkpoint) -> GrowableConfig:
+    return as_growable(checkpoint.config().model)

@@ -23,8 +23,8 @@ from dsllm.growth.decisions import OperatorChoice, Phase, Point, Policy, Refused
 from dsllm.growth.merge import merge_plan
 from dsllm.growth.parts import resolve
 from dsllm.growth.phases import Action, GrowNow, MergeNow, RaceNow, TrainOn, Wait, next_action
-from dsllm.growth.plan import as_progressive, make_plan
-from dsllm.models.progressive import ProgressiveConfig
+from dsllm.growth.plan import as_growable, make_plan
+from dsllm.models.growable import GrowableConfig
 from dsllm.registry import OPERATORS, POLICIES
 from dsllm.section import raise_problems
 from dsllm.training.checkpoints import checkpoint_name
@@ -50,20 +50,20 @@ class ProgressiveTrainer(GrowingTrainer):
         super().__init__(config, world, fresh)
         self.probe_samples = self.growth.probe_samples
         self.policy, self.policy_options = self._policy()
-        self.budget = budget_of(as_progressive(self.config.model), self.growth, *self._length())
+        self.budget = budget_of(as_growable(self.config.model), self.growth, *self._length())
         self.decisions = Decisions(self.run_dir, self.growth)
         self.grown.lineage = self.grown.lineage or [*range(self.section.distinct_blocks)]
         self.watch = Watch(self.model, self.tensors, self.grown.lineage)  # type: ignore[arg-type]
         self._open_phase()
 
     @property
-    def section(self) -> ProgressiveConfig:
+    def section(self) -> GrowableConfig:
         """The model as it stands."""
-        return as_progressive(self.model_config)
+        return as_growable(self.model_config)
 
     def check(self) -> None:
         problems = growth_problems(
-            as_progressive(self.config.model), self.growth, *self._length(), self.config.train.eval_every
+            as_growable(self.config.model), self.growth, *self._length(), self.config.train.eval_every
         )
         raise_problems(problems)
 
@@ -197,7 +197,7 @@ class ProgressiveTrainer(GrowingTrainer):
     def _perform(self, action: Action, position: Position) -> None:
         if isinstance(action, MergeNow):
             plan = merge_plan(
-                as_progressive(position.model),
+                as_growable(position.model),
                 position.identity,
                 self.growth.optimizer_state,
                 position.progress.step,
@@ -221,7 +221,7 @@ class ProgressiveTrainer(GrowingTrainer):
         operator, options, problems = resolve(OPERATORS, choice, "growth.operator")
         raise_problems(problems)
         assert operator is not None
-        model, before = as_progressive(position.model), GrowthState.from_dict(position.state)
+        model, before = as_growable(position.model), GrowthState.from_dict(position.state)
         factor = factor or self.growth.factors(before.stage + 1)[-1]
         diverging = phase == "diverge" and operator.takes_adapters
         try:

@@ -9,6 +9,7 @@ Of four blocks, 0 and 1 are copies of one ancestor, 2 and 3 of another: lineage 
     gradient_norm      0.31  0.29  0.33  0.40  Of a block's own parameters that train, before clipping.
     residual_ratio     0.52  0.21  0.18  0.30  ‖block(h) - h‖ / ‖h‖ of each executed layer, the mean over tokens.
 
+Of blocks on different levels, whose matrices have other shapes, no distance is known.
 Every rank puts tensors together one at a time. Distances and cosines are computed from at most 2**18 entries of each,
 evenly spaced: exact for small models, an estimate good to about a hundredth for large ones. Norms are always exact.
 """
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from dsllm.models.gpt2 import GPT2
+from dsllm.models.growable import Growable
 from dsllm.models.lora import LoRALinear, merged
 from dsllm.models.mixture import MixtureLinear, mixed
 from dsllm.training.heat_map import SCALE, heat_map
@@ -39,7 +41,7 @@ MOST_ENTRIES = 2**18
 
 @dataclass(frozen=True)
 class Divergence:
-    """Relative distances ‖W_i - W_j‖ / ‖W_i‖ between blocks, each (n, n) for n distinct blocks."""
+    """Relative distances ‖W_i - W_j‖ / ‖W_i‖ between blocks, each (n, n) for n distinct blocks; NaN between shapes."""
 
     together: np.ndarray
     """Over all matrices of a block."""
@@ -114,7 +116,7 @@ class Watch:
     size while adapters are merged, and 2 MiB for each block.
     """
 
-    def __init__(self, model: GPT2, tensors: EngineTensors, lineage: Sequence[int]):
+    def __init__(self, model: GPT2 | Growable, tensors: EngineTensors, lineage: Sequence[int]):
         if len(lineage) != len(model.blocks):
             raise ValueError(f"a lineage of {len(lineage)} blocks for a model of {len(model.blocks)}: {lineage}")
         self.model, self.tensors, self.lineage = model, tensors, tuple(lineage)
@@ -133,18 +135,21 @@ class Watch:
         for name, module in self.model.blocks[0].named_modules():
             if not isinstance(module, (nn.Linear, MixtureLinear)):
                 continue
-            rows, numel = [], 0
+            by_size: dict[int, dict[int, Tensor]] = {}
             for block in range(n):
                 entries, numel = self._matrix(f"blocks.{block}.{name}")
-                rows.append(entries)
-            matrices = torch.stack(rows)  # (n, s)
-            # Not by products, whose rounding would swallow what differs between copies.
-            distances = torch.cdist(matrices, matrices, compute_mode="donot_use_mm_for_euclid_dist").square()
-            lengths = matrices.square().sum(dim=1)
+                by_size.setdefault(numel, {})[block] = entries
+            distances, lengths = torch.full_like(squares, math.nan), torch.zeros_like(norms)
+            for numel, rows in by_size.items():
+                blocks, matrices = torch.tensor(list(rows)), torch.stack(list(rows.values()))  # (m,), (m, s)
+                weight = numel / matrices.shape[1]  # so that a sampled matrix counts as the whole one
+                # Not by products, whose rounding would swallow what differs between copies.
+                apart = torch.cdist(matrices, matrices, compute_mode="donot_use_mm_for_euclid_dist").square()
+                distances[blocks[:, None], blocks] = weight * apart
+                lengths[blocks] = weight * matrices.square().sum(dim=1)
             by_matrix[name] = _relative(distances, lengths)
-            weight = numel / matrices.shape[1]  # so that a sampled matrix counts as the whole one
-            squares += weight * distances
-            norms += weight * lengths
+            squares += distances
+            norms += lengths
         return Divergence(_relative(squares, norms), by_matrix)
 
     @torch.no_grad()
@@ -188,8 +193,9 @@ class Watch:
             nonlocal passes
             out = run_block(index, block, *inputs)
             with torch.no_grad():
-                before = inputs[0].detach().float()
-                ratio = ((out.detach().float() - before).norm(dim=-1) / before.norm(dim=-1)).mean()  # (B, T) to ()
+                after = out if isinstance(out, Tensor) else out[0]  # what goes on in the stream comes first
+                before, after = inputs[0].detach().float(), after.detach().float()
+                ratio = ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean()  # (B, T) to ()
             sums[index] = sums.get(index, 0.0) + ratio
             passes += index == 0
             return out

@@ -44,7 +44,7 @@ def test_what_fits_has_no_problems(changes):
         ({"operator": "mixture"}, ["growth.preset: mixture takes no adapters"]),
         (
             {"operator": "lateral", "preset": "no_diverge"},
-            ["growth.operator = lateral: a model gets one second column"],
+            ["growth.operator = lateral: a second column ends growth"],
         ),
         (
             {"policy": {"name": "schedule", "at": [0.501, 0.502]}},
@@ -68,6 +68,11 @@ def test_what_does_not_fit_is_said_with_a_cure(changes, lines):
     for problem, line in zip(found, lines, strict=True):
         assert problem.startswith(line)
         assert ";" in problem
+
+
+def test_a_model_that_has_a_second_column_is_named_itself():
+    (line,) = problems(model={"lateral": {"n_embd": 8, "n_head": 1, "rank": 2}}, operator="interpose")
+    assert line == "model.lateral: a model with a second column does not grow; grow before adding one"
 
 
 def test_a_later_growth_event_that_does_not_fit_is_named():

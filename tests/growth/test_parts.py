@@ -10,7 +10,7 @@ from dsllm.registry import OPERATORS, POLICIES, Registry
 def test_a_name_alone_has_the_default_options():
     part, options, problems = resolve(OPERATORS, "dropin", "growth.operator")
     assert part is OPERATORS["dropin"]
-    assert options == {"steps": 500, "kind": "scalar", "seed": 0}
+    assert options == {"steps": 500, "kind": "scalar", "seed": 0, "levels": None}
     assert problems == []
 
 

@@ -9,7 +9,7 @@ from dsllm.config import LoRAConfig, ModelConfig
 from dsllm.errors import CheckpointError, ConfigError
 from dsllm.growth.merge import detach_plan, merge_plan
 from dsllm.growth.operators import dropin, interpose, lateral, mixture, untie, zero_init
-from dsllm.growth.plan import GrowthPlan, as_progressive, make_plan
+from dsllm.growth.plan import GrowthPlan, as_growable, make_plan
 from dsllm.models import build_model
 from dsllm.models.gpt2 import GPT2, GPT2Config
 from dsllm.models.lora import is_adapter
@@ -74,14 +74,14 @@ def test_what_is_not_settled_does_not_grow(structure, message):
 def test_a_plain_gpt2_grows_as_the_same_function():
     model = moved(build_model(GPT2Config(**SMALL)))
     assert isinstance(model, GPT2)
-    section = as_progressive(model.config)
+    section = as_growable(model.config)
     plan = make_plan(zero_init(section, 2), section, "x", lora=LORA)
     assert logits(grown(plan, model)).equal(logits(model))
 
 
 def test_another_kind_of_model_does_not_grow():
     with pytest.raises(ConfigError, match=r"model\.name = mine: this kind of model does not grow"):
-        as_progressive(ModelConfig(name="mine"))
+        as_growable(ModelConfig(name="mine"))
 
 
 @pytest.mark.parametrize("freeze", ["matrices", "attention", "all"])
