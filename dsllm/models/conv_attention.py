@@ -30,9 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from dsllm.models.conv_attention_config import ConvAttentionConfig
+from dsllm.models.growable import Growable
 from dsllm.models.head import TiedHead
-from dsllm.models.language_model import LanguageModel
 from dsllm.models.layers import Block, LayerCache, Rotation, document_mask, rotary
+from dsllm.models.lora import initial_lora, is_adapter
 from dsllm.models.resampling import LevelCache, Merge, ReadOut, Spread, same_document, unfolded
 
 
@@ -63,7 +64,7 @@ class ConvCache:
         return [level.seen for level in self.levels]
 
 
-class ConvAttention(LanguageModel):
+class ConvAttention(Growable):
     """The model; raises `ConfigError` if `config.vocab_size` is open."""
 
     Config: ClassVar[type[ConvAttentionConfig]] = ConvAttentionConfig
@@ -84,6 +85,7 @@ class ConvAttention(LanguageModel):
         self.norm = nn.LayerNorm(config.n_embd)
         self.head = TiedHead(self.wte)
         self.initialise()
+        self.rest()
 
     @property
     def spans(self) -> tuple[int, ...]:
@@ -93,7 +95,7 @@ class ConvAttention(LanguageModel):
         """The blocks to be in the order of execution, before they are filled."""
         widths, windows = self.config.widths, self.config.attention_windows
         levels = [level for kind, level in self.config.runs if kind == "block"]
-        return [Block(widths[level], self.config.n_head, windows[level]) for level in levels]
+        return [self.adapted(Block(widths[level], self.config.n_head, windows[level])) for level in levels]
 
     def initial(self, name: str, parameter: Tensor, generator: torch.Generator | None = None) -> None:
         """Matrices N(0, 1 / (3 · fan-in)), less into the residual stream; embeddings N(0, 0.02 · √(768 / E)).
@@ -101,6 +103,9 @@ class ConvAttention(LanguageModel):
         What coarser levels add, to a finer one and to the read-out, is zero at first: the model begins as its level 0.
         """
         module, _, kind = name.rpartition(".")
+        if is_adapter(name):
+            initial_lora(name, parameter, generator)
+            return
         if parameter.dim() < 2:
             nn.init.constant_(parameter, float(kind == "weight"))  # a norm's gain is 1, a bias 0
             return
@@ -194,19 +199,24 @@ class ConvAttention(LanguageModel):
         Per vector of level l, d wide, next to one of width c, hidden width of the convolutions m times what they write:
         a block 24 d² + 4 d n_l, the attention of a Merge or Spread 8 d² + 4 d n_l, the read-out 2 d E. Per vector of
         level l + 1: a Merge 2 (k d + c) m c, a Spread 2 (k c + s d) m d. And the way in and the head, 2 E (d_0 + V).
-        A window that is shorter than n_l stands for it in attention.
+        A window that is shorter than n_l stands for it in attention. Adapters come on top.
         """
+        c, total = self.config, self._outside_flops(context)
+        for kind, level in c.runs:
+            d, n, window = c.widths[level], -(-context // c.spans[level]), c.attention_windows[level]
+            total += n * (4 * d * min(n, window or n) + (24 * d**2 if kind == "block" else 0))
+        return round(total / context) + self.adapter_flops_per_token(context)
+
+    def outside_flops_per_token(self, context: int) -> int:
+        return round(self._outside_flops(context) / context)
+
+    def _outside_flops(self, context: int) -> int:
+        """Forward, of a whole sequence, by all weights but the blocks'."""
         c = self.config
         counts = [-(-context // span) for span in c.spans]
-        total = 0
-        for kind, level in c.runs:
-            d, n, window = c.widths[level], counts[level], c.attention_windows[level]
-            seen = min(n, window or n)
-            total += n * ((24 if kind == "block" else 8) * d**2 + 4 * d * seen)
-            if kind != "block":
-                wide, stride, taps = c.widths[level + 1], c.strides[level], c.convolution_taps[level]
-                hidden = c.expansion * (wide if kind == "merge" else d)
-                per_vector = (taps * d + wide) if kind == "merge" else (taps * wide + stride * d)
-                total += counts[level + 1] * 2 * per_vector * hidden
-        total += sum(counts[level] * 2 * c.widths[level] * c.n_embd for level in c.levels_read)
-        return round(total / context) + 2 * c.n_embd * (c.widths[0] + self.vocab_size)
+        total = sum(counts[level] * 2 * c.widths[level] * c.n_embd for level in c.levels_read)
+        for level, (stride, taps) in enumerate(zip(c.strides, c.convolution_taps, strict=True)):
+            d, wide = c.widths[level : level + 2]
+            merge, spread = (taps * d + wide) * wide, (taps * wide + stride * d) * d
+            total += 2 * counts[level] * 8 * d**2 + counts[level + 1] * 2 * c.expansion * (merge + spread)
+        return total + context * 2 * c.n_embd * (c.widths[0] + self.vocab_size)

@@ -6,22 +6,24 @@
     middle 4                                                                  4 blocks
     decoder (1, 1)       Spread, 1 block               Spread, 1 block
 
-Twelve attention layers: each block has one, each Merge and each Spread.
+Twelve attention layers: each block has one, each Merge and each Spread. Growth copies blocks within their places: those
+of one level on the way in, in the middle, and of one level on the way out. The Merges and Spreads stay as they are.
 """
 
 import operator
-from collections.abc import Iterator, Mapping
-from itertools import accumulate
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, count
 from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
-from dsllm.config import ModelConfig
+from dsllm.models.growable import GrowableConfig
 
 Kind = Literal["block", "merge", "spread"]
 
 
-class ConvAttentionConfig(ModelConfig):
+class ConvAttentionConfig(GrowableConfig):
     """The `model` section of a run with convolution attention; n_embd is the width of the vocabulary and the head."""
 
     name: str = "conv_attention"
@@ -90,6 +92,44 @@ class ConvAttentionConfig(ModelConfig):
             runs.extend([("block", level)] * self.decoder[level])
         return tuple(runs)
 
+    # What growth asks for.
+
+    @property
+    def executed(self) -> tuple[int | None, ...]:
+        number = count()
+        return tuple(next(number) if kind == "block" else None for kind, _ in self.runs)
+
+    @property
+    def block_places(self) -> tuple[str, ...]:
+        return tuple(f"the {side} of level {level}" for side, level in self._places)
+
+    @property
+    def block_levels(self) -> tuple[int, ...]:
+        return tuple(level for _, level in self._places)
+
+    @property
+    def block_widths(self) -> tuple[int, ...]:
+        return tuple(self.widths[level] for level in self.block_levels)
+
+    def remade(self, sources: Sequence[int]) -> dict[str, Any]:
+        """As many blocks in each place as are made from its own."""
+        depth = Counter(self._places[source] for source in sources)
+        outer = range(len(self.strides))
+        return {
+            "encoder": tuple(depth["encoder", level] for level in outer),
+            "middle": depth["middle", len(self.strides)],
+            "decoder": tuple(depth["decoder", level] for level in outer),
+            "n_layer": len(sources) + 2 * len(self.strides),
+        }
+
+    @property
+    def _places(self) -> tuple[tuple[str, int], ...]:
+        """Each block's side and level, in the order of execution."""
+        outer = range(len(self.strides))
+        sides = [("encoder", level) for level in outer for _ in range(self.encoder[level])]
+        sides += [("middle", len(self.strides))] * self.middle
+        return (*sides, *(("decoder", level) for level in reversed(outer) for _ in range(self.decoder[level])))
+
     def problems(self) -> Iterator[tuple[str, str]]:
         inner = len(self.strides)
         wrong_lengths = [
@@ -126,7 +166,8 @@ class ConvAttentionConfig(ModelConfig):
             yield "middle", "without strides these are all the blocks; take at least 1"
         elif self.n_layer != layers and not wrong_lengths:
             yield "n_layer", f"the depths give {layers} attention layers; take that, or leave it out"
-        yield from super().problems()
+        if not wrong_lengths:
+            yield from super().problems()
 
     def remarks(self) -> Iterator[str]:
         """What is allowed, but hardly meant."""
