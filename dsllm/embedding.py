@@ -9,7 +9,7 @@
 A vector has seen the tokens up to its clock. End-of-text goes before the text until a clock falls on the last token;
 else a short text would have no vector that knows more than its beginning. At least one goes there, as before a document
 in training; vector 0 knows nothing else and is left out. `mean` is the mean of vectors 1 and 2, `last` is vector 2.
-(As many behind the text would reach as far, but they announce another document, for which a model forgets this one.)
+(As many behind the text would reach as far, but a model takes them for its end, and `last` would be of what follows.)
 
 The model is causal, so what stands behind a text's newest vector changes none of its vectors: texts of several lengths
 go through the model together, filled up with end-of-text. A text that is longer than the context is cut into equal
