@@ -103,7 +103,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, window: 
         mask = seen if mask is None else mask & seen
     elif mask is None and 1 < T < K:
         mask = band(T, K, K, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1)
+    if mask is None and T > 1:  # no argument: once torch.compile has met two lengths, T > 1 is a symbol there
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def band(T: int, K: int, window: int, device: torch.device) -> Tensor:

@@ -262,13 +262,15 @@ def test_recomputed_activations_give_the_same_loss_and_gradients(settings):
             assert len(runs) > model.n_blocks
 
 
-def test_torch_compile_takes_it_whole_with_documents_and_recomputed_levels():
+def test_torch_compile_takes_it_whole_with_documents_and_recomputed_levels_at_any_length():
+    torch.compiler.reset()
     model = build(**CONFIGS["stride 3, six taps"])
     model.checkpoint_activations([0, 2])
-    documents = torch.tensor([5] * 10 + [2] * 12).expand(2, -1)
-    expected = loss_and_gradients(model, 22, document_ids=documents)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(loss_and_gradients(compiled, 22, document_ids=documents), expected)
+    documents = torch.tensor([5] * 10 + [2] * 12).expand(2, -1)
+    for T, options in ((22, {"document_ids": documents}), (37, {})):
+        expected = loss_and_gradients(model, T, **options)
+        torch.testing.assert_close(loss_and_gradients(compiled, T, **options), expected)
 
 
 @every_config

@@ -78,6 +78,7 @@ def test_g2_a_changed_token_changes_no_bit_before_it(settings, dtype):
 
 
 def test_g2_traced_whole_too():
+    torch.compiler.reset()
     model = build(**CONFIGS["strides 2 and 3, windows"])
     gates.gate_2(model, 67, range(0, 67, 6), torch.compile(model, fullgraph=True, backend="aot_eager"))
 
@@ -85,6 +86,7 @@ def test_g2_traced_whole_too():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_g2_compiled_too():
+    torch.compiler.reset()
     model = build(**CONFIGS["stride 3"])
     gates.gate_2(model, 67, range(0, 67, 6), torch.compile(model, fullgraph=True))
 
