@@ -204,8 +204,8 @@ def check_places(growth: Growth, before: GrowableConfig) -> None:
     for block, (place, source) in enumerate(zip(growth.model.block_places, growth.sources, strict=False)):
         if source is not None and places[source] != place:
             raise ConfigError(
-                f"growth.operator = {growth.operator}: would make new block {block}, in {place}, from old block {source}, "
-                f"in {places[source]}; take interpose, zero_init or dropin, whose copies stay where they are made"
+                f"growth.operator = {growth.operator}: would make new block {block}, in {place}, from old block "
+                f"{source}, in {places[source]}; take interpose, zero_init or dropin, whose copies stay in their place"
             )
 
 
