@@ -34,7 +34,7 @@ from dsllm.models.growable import Growable
 from dsllm.models.head import TiedHead
 from dsllm.models.layers import Block, LayerCache, Rotation, document_mask, rotary
 from dsllm.models.lora import initial_lora, is_adapter
-from dsllm.models.resampling import LevelCache, Merge, ReadOut, Spread, same_document, unfolded
+from dsllm.models.resampling import LevelCache, Merge, Normed, Spread, same_document, unfolded
 
 
 class Level(NamedTuple):
@@ -74,14 +74,14 @@ class ConvAttention(Growable):
         super().__init__(config)
         widths, windows = config.widths, config.attention_windows
         self.wte = nn.Embedding(self.vocab_size, config.n_embd)
-        self.into = nn.Linear(config.n_embd, widths[0], bias=False)
+        self.into = Normed(config.n_embd, widths[0])
         self.blocks = nn.ModuleList(self.new_blocks())
         self.merges, self.spreads = nn.ModuleList(), nn.ModuleList()
         for level, (stride, taps) in enumerate(zip(config.strides, config.convolution_taps, strict=True)):
             sizes = widths[level], widths[level + 1], config.n_head, stride, taps
             self.merges.append(Merge(*sizes, config.expansion * widths[level + 1], windows[level]))
             self.spreads.append(Spread(*sizes, config.expansion * widths[level], windows[level]))
-        self.reads = nn.ModuleDict({str(level): ReadOut(widths[level], config.n_embd) for level in config.levels_read})
+        self.reads = nn.ModuleDict({str(level): Normed(widths[level], config.n_embd) for level in config.levels_read})
         self.norm = nn.LayerNorm(config.n_embd)
         self.head = TiedHead(self.wte)
         self.initialise()
@@ -101,6 +101,8 @@ class ConvAttention(Growable):
         """Matrices N(0, 1 / (3 · fan-in)), less into the residual stream; embeddings N(0, 0.02 · √(768 / E)).
 
         What coarser levels add, to a finer one and to the read-out, is zero at first: the model begins as its level 0.
+        Level 0 begins at unit size, as embeddings are normalised on their way in: as small as they are, they drowned in
+        what the first updates of the coarse levels add.
         """
         module, _, kind = name.rpartition(".")
         if is_adapter(name):
@@ -116,6 +118,8 @@ class ConvAttention(Growable):
         std = 1 / math.sqrt(3 * parameter.shape[1])
         if name == "wte.weight":
             std = 0.02 * math.sqrt(768 / self.config.n_embd)
+        elif module == "into.out":
+            std = 1 / math.sqrt(parameter.shape[1])
         elif module.endswith(("attention.out", "mlp.down")) or (
             module.startswith("merges.") and module.endswith("out")
         ):

@@ -185,14 +185,14 @@ def same_document(document_ids: Tensor, stride: int) -> Tensor:
     return (clocks == document_ids)[..., None]
 
 
-class ReadOut(nn.Module):
-    """A level's share of the final state: R · norm(h), (B, n, width) to (B, n, n_embd)."""
+class Normed(nn.Module):
+    """The way in to level 0 and a level's share of the read-out: W · norm(x), (..., width) to (..., to)."""
 
-    def __init__(self, width: int, n_embd: int):
+    def __init__(self, width: int, to: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, n_embd, bias=False)
+        self.out = nn.Linear(width, to, bias=False)
 
-    def forward(self, h: Tensor) -> Tensor:
-        out: Tensor = self.out(self.norm(h))
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.norm(x))
         return out
