@@ -13,7 +13,8 @@ import torch.multiprocessing as mp
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsllm.config import MonitorConfig
-from dsllm.models.progressive import Progressive, ProgressiveConfig
+from dsllm.growth.plan import section_of
+from dsllm.models import build_model
 from dsllm.training.backend import import_deepspeed
 from dsllm.training.monitor import Monitor, read_metrics
 from dsllm.training.progress import Progress
@@ -35,13 +36,22 @@ VARIANTS = {
     "plain": {},
     "adapters on shared bases": {"lora": {"rank": 3}, "bases": [0, 0, 1, 1]},
     "mixture": {"mixture": {"templates": 2}},
+    "two levels": {
+        "name": "conv_attention",
+        "n_layer": 6,
+        "strides": (2,),
+        "widths": (8, 16),
+        "encoder": (2,),
+        "middle": 2,
+        "decoder": (0,),
+    },
 }
 RANKS = 2
 
 
 def build(**changes):
     torch.manual_seed(0)
-    model = Progressive(ProgressiveConfig(**{**SIZE, **changes}))
+    model = build_model(section_of({"name": "progressive", **SIZE, **changes}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -130,9 +140,12 @@ def matrix(linear, variant):
 def distances_by_hand(model, variant):
     by_matrix = {name: [matrix(block.get_submodule(name), variant) for block in model.blocks] for name in MATRICES}
     by_matrix["together"] = [torch.cat([m.flatten() for m in row]) for row in zip(*by_matrix.values(), strict=True)]
+
+    def distance(a, b):
+        return float((a - b).norm() / a.norm()) if a.shape == b.shape else math.nan
+
     return {
-        name: np.array([[float((a - b).norm() / a.norm()) for b in matrices] for a in matrices])
-        for name, matrices in by_matrix.items()
+        name: np.array([[distance(a, b) for b in matrices] for a in matrices]) for name, matrices in by_matrix.items()
     }
 
 
@@ -183,6 +196,9 @@ def test_equal_copies_have_divergence_0_and_cosine_1(seen, stage):
 @pytest.mark.slow
 def test_residual_ratios_are_seen_in_the_engine_at_every_zero_stage(seen):
     for variant, changes in VARIANTS.items():
+        if variant == "two levels":  # an encoder, a middle and a decoder: four blocks, and the attention between levels
+            assert [len(seen[0][variant, stage][3]) for stage in range(4)] == [6] * 4
+            continue
         for rank in range(RANKS):
             expected = ratios_by_hand(build(**changes), batch().chunk(RANKS)[rank][:, :-1])
             for stage in range(4):
