@@ -9,6 +9,7 @@ so that it reads back as the same. Every problem is reported at once, as one `Co
 """
 
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,10 @@ class ModelConfig(Section):
     """Tokens that the model sees at once; a training sample has one more."""
     vocab_size: int | None = Field(default=None, ge=1, le=2**24)
     """Rows of the embedding; by default the tokenizer's size, rounded up to a multiple of 64."""
+
+    def remarks(self) -> Iterator[str]:
+        """What is allowed, but hardly meant: said when a run begins."""
+        return iter(())
 
 
 class LoRAConfig(Section):
@@ -275,7 +280,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a file as in launch/recipes/") from None
+        near = get_close_matches(path.name, [file.name for file in path.parent.glob("*.y*ml")], n=1)
+        cure = f"did you mean {path.parent / near[0]}?" if near else "give a file as in launch/recipes/"
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {cure}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())}); mend the file") from None
     if not isinstance(values, dict):

@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from dsllm.data.batches import EvaluationBatch
+from dsllm.models.head import LOGITS_HELD
+from dsllm.models.language_model import LanguageModel
 
 IGNORED = -100
 """A target that is not scored."""
@@ -73,3 +76,31 @@ def evaluate(
             text_bytes += int(token_bytes[counted].sum())
     sums = total(torch.tensor([nats, scored, text_bytes], dtype=torch.float64)).tolist()
     return Evaluation(sums[0] / sums[1], sums[0] / (math.log(2) * max(sums[2], 1)), int(sums[1]))
+
+
+def phase_losses(
+    model: LanguageModel, batches: Iterable[EvaluationBatch], period: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean loss of predictions at position t by the phase t mod `period`, and how many there were.
+
+    Both (period,), in nats per token and in tokens; NaN for a phase without any. Logits are held for a piece of the
+    tokens at a time. A model whose positions are not alike, or that leaks, shows in it.
+    """
+    sums, counts = np.zeros(period), np.zeros(period, np.int64)
+    with torch.no_grad():
+        for batch in batches:
+            tokens = torch.from_numpy(batch.tokens[batch.valid]).to(device)  # (B, T + 1)
+            if not len(tokens):
+                continue
+            ids = None if batch.document_ids is None else torch.from_numpy(batch.document_ids[batch.valid]).to(device)
+            hidden = model.hidden(tokens[:, :-1], ids).flatten(0, 1)  # (B T, E)
+            rows = max(1, LOGITS_HELD // model.vocab_size)
+            losses = [
+                F.cross_entropy(model.head(h).float(), target, reduction="none")
+                for h, target in zip(hidden.split(rows), tokens[:, 1:].flatten().split(rows), strict=True)
+            ]
+            by_position = torch.cat(losses).view(len(tokens), -1).double().sum(0).cpu().numpy()  # (T,)
+            phases = np.arange(len(by_position)) % period
+            np.add.at(sums, phases, by_position)
+            np.add.at(counts, phases, len(tokens))
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), counts

@@ -66,7 +66,7 @@ class Monitor:
             f"  {facts['parameters']:,} parameters, ranks: {facts['world_size']}, ZeRO {facts['zero_stage']}, "
             f"{facts['precision']}, {facts['tokens_per_step']:,} tokens a step"
         )
-        for label in ("changed", "set_aside", "incomplete"):
+        for label in ("note", "changed", "set_aside", "incomplete"):
             if facts[label]:
                 text = "; ".join(facts[label]) if isinstance(facts[label], list) else facts[label]
                 print(f"  {label.replace('_', ' ')}: {text}")
@@ -107,6 +107,11 @@ class Monitor:
     def event(self, progress: Progress, event: str, **facts: Any) -> None:
         """Record a start, a resumption, a skipped step, a signal, an end."""
         self.record("event", progress, {"event": event, "time": datetime.now(timezone.utc).isoformat(), **facts})
+
+    def alarm(self, progress: Progress, words: str) -> None:
+        """Record an alarm and say it."""
+        self.event(progress, "alarm", words=words)
+        print(words, flush=True)
 
     def record(self, kind: str, progress: Progress, values: dict[str, Any]) -> None:
         """Append a record of this step; JSON knows no NaN, a number that is not finite is null."""

@@ -29,6 +29,7 @@ from dsllm.training.checkpoints import Checkpoint, Checkpoints, Origin, Snapshot
 from dsllm.training.ds_config import complete_ds_config
 from dsllm.training.engine import build_engine, scaler_state, set_lr, set_scaler, take_step
 from dsllm.training.evaluation import Evaluation, evaluate
+from dsllm.training.leak import LeakAlarm
 from dsllm.training.lock import RunLock
 from dsllm.training.monitor import Monitor
 from dsllm.training.precision import Precision, fastest_precision
@@ -98,6 +99,7 @@ class BaseTrainer:
             self.tensors.restore(self.base)
             set_scaler(self.engine, checkpoint.state["scaler"])
             self.load_state(checkpoint.state["trainer"])
+        self.alarm = LeakAlarm(self.parameters, self.model.vocab_size, world.device, self.config.data.mask_documents)
         self.signals = StopSignals(world)
         self.rates = Rates(self.tokens_per_step)
         self.monitor = world.together(lambda: self._begin(checkpoint is not None, aside))
@@ -234,6 +236,9 @@ class BaseTrainer:
             return
         if self.monitor is not None:
             self.monitor.evaluation(self.progress, split, result, time.perf_counter() - begun)
+        words = self.alarm.after(self.engine, self.splits[split], split, result.bits_per_byte)
+        if words and self.monitor is not None:
+            self.monitor.alarm(self.progress, words)
         self.after_evaluation(split, result)
 
     def measure(self, source: SampleSource, samples: int | None) -> Evaluation | None:
@@ -248,8 +253,8 @@ class BaseTrainer:
         )
         self.model.set_step(self.progress.step)
         self.engine.eval()
-        token_bytes = self.tokenizer.token_bytes()
-        return evaluate(self.engine, batches, token_bytes, self.world.device, self.world.total, self.signals.agreed)
+        known, device = self.tokenizer.token_bytes(), self.world.device
+        return evaluate(self.engine, batches, known, device, self.world.total, self.signals.agreed)
 
     def save(self) -> Path:
         """Write a checkpoint of this step, complete or not there at all."""
@@ -306,6 +311,7 @@ class BaseTrainer:
             "precision": self.origin.precision,
             "tokens_per_step": self.tokens_per_step,
             "parameters": self.parameters,
+            "note": list(self.config.model.remarks()),
             "changed": changed,
             "set_aside": aside,
             "incomplete": [path.name for path in incomplete_checkpoints(self.run_dir)],
