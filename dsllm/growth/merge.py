@@ -59,6 +59,7 @@ def merge_plan(
         model_after=after.model_dump(mode="json"),
         tensors={name: _rule(name, before, model.lora) for name in Names.of(after).shapes},
         optimizer_state=optimizer_state,
+        dead_at_start=after.waiting(step),
     )
 
 

@@ -76,7 +76,7 @@ class GrowthPlan:
     """A rule for each parameter of the target by its canonical name, in the model's order."""
     optimizer_state: OptimizerState
     dead_at_start: tuple[str, ...] = ()
-    """Patterns of trainable parameters whose gradient is zero at the switch, by construction."""
+    """Patterns of trainable parameters whose gradient is zero at the switch, by construction, or may be."""
 
     @property
     def layers_before(self) -> int:
@@ -227,7 +227,7 @@ def make_plan(
     after = growth.model
     if after.gate is not None:
         after = changed(after, gate={**after.gate.model_dump(), "start": step})
-    dead = growth.dead_at_start
+    dead = (*growth.dead_at_start, *after.waiting(step))
     if lora is not None:
         after = changed(after, lora=lora.model_dump(), bases=_bases(growth))
         dead = (*dead, "*.lora_A")  # lora_B is zero, so nothing flows back through it yet

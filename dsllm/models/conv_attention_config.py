@@ -122,6 +122,13 @@ class ConvAttentionConfig(GrowableConfig):
             "n_layer": len(sources) + 2 * len(self.strides),
         }
 
+    def waiting(self, step: int) -> tuple[str, ...]:
+        """What coarser levels add begins as zero, so each is a step later than the one that it adds to."""
+        if step >= len(self.strides):
+            return ()
+        coarse = (f"blocks.{block}.*" for block, level in enumerate(self.block_levels) if level)
+        return (*coarse, "merges.*", "spreads.*", "reads.*.norm.*")
+
     @property
     def _places(self) -> tuple[tuple[str, int], ...]:
         """Each block's side and level, in the order of execution."""

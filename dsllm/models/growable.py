@@ -26,7 +26,7 @@ PARTS = {"attention.qkv": 3, "attention.out": 1, "mlp.up": 1, "mlp.down": 1}
 
 
 class GrowableConfig(ModelConfig):
-    """The `model` section of a model that can grow; a subclass says the four facts below."""
+    """The `model` section of a model that can grow; a subclass says the facts below."""
 
     lora: LoRAConfig | None = None
     """Adapters on frozen linear maps."""
@@ -65,6 +65,10 @@ class GrowableConfig(ModelConfig):
     def remade(self, sources: Sequence[int]) -> dict[str, Any]:
         """The fields that change, with their values, when block j is one as the present block sources[j] is."""
         raise NotImplementedError
+
+    def waiting(self, step: int) -> tuple[str, ...]:
+        """Patterns of parameters that may have no gradient yet after `step` steps, behind what begins as zero."""
+        return ()
 
     # What follows from it.
 

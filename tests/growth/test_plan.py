@@ -14,7 +14,7 @@ from dsllm.models import build_model
 from dsllm.models.gpt2 import GPT2, GPT2Config
 from dsllm.models.lora import is_adapter
 from dsllm.models.progressive import Progressive, ProgressiveConfig
-from tests.growth.applying import SMALL, grown, logits, moved, small
+from tests.growth.applying import SMALL, grown, logits, moved, section, small
 
 LORA = LoRAConfig(rank=4)
 
@@ -74,8 +74,8 @@ def test_what_is_not_settled_does_not_grow(structure, message):
 def test_a_plain_gpt2_grows_as_the_same_function():
     model = moved(build_model(GPT2Config(**SMALL)))
     assert isinstance(model, GPT2)
-    section = as_growable(model.config)
-    plan = make_plan(zero_init(section, 2), section, "x", lora=LORA)
+    growable = as_growable(model.config)
+    plan = make_plan(zero_init(growable, 2), growable, "x", lora=LORA)
     assert logits(grown(plan, model)).equal(logits(model))
 
 
@@ -126,6 +126,26 @@ def test_gates_are_dropped_when_they_are_open_and_not_before():
     assert logits(grown(merge_plan(gated.config, "y", step=150), gated)).equal(logits(gated))
 
 
+@pytest.mark.parametrize("read_out", [None, [0]])
+def test_coarse_levels_that_have_not_opened_yet_are_declared_and_none_once_they_have(read_out):
+    torch.manual_seed(0)
+    levels = {"strides": [2, 2, 2], "widths": [8, 8, 16, 16], "encoder": [1, 0, 1], "decoder": [0, 1, 0]}
+    model = build_model(section("conv_attention", **levels, read_out=read_out))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    ids = torch.randint(0, 61, (4, 17), generator=torch.Generator().manual_seed(2))
+    silent = []
+    for step in range(5):
+        plan = make_plan(interpose(model.config, 2, levels=[0]), model.config, "x", step=step)
+        optimizer.zero_grad()
+        model(ids[:, :-1], ids[:, 1:]).loss.backward()
+        dead = [name for name in plan.tensors if name.startswith(("merges", "spreads", "reads"))]
+        dead = [name for name in dead if not model.get_parameter(name).grad.any()]
+        assert all(plan.is_dead_at_start(name) for name in dead)
+        silent.append(len(dead))
+        optimizer.step()
+    assert silent[0] > silent[1] > 0 and silent[3:] == [0, 0] and not plan.dead_at_start
+
+
 def test_detached_adapters_leave_the_function_that_they_were_put_on():
     model = small()
     growth = interpose(model.config, 2)
@@ -147,6 +167,6 @@ def moved_adapters(model: Progressive) -> Progressive:
 
 def test_a_model_of_plain_blocks_has_nothing_to_merge():
     model = ProgressiveConfig(**SMALL)
-    for section in (model, lateral(model, 2).model):
+    for plain in (model, lateral(model, 2).model):
         with pytest.raises(CheckpointError, match="nothing to merge"):
-            merge_plan(section, "x")
+            merge_plan(plain, "x")
