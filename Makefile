@@ -18,7 +18,8 @@ $(READY): setup.py constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
-# From text to trained models, judged and heard: the baseline, then one that grows; started again it goes on where it was.
+# From text to trained models, judged and heard: the baseline, one that grows, one with convolution attention. Started
+# again it goes on where it was.
 demo: env
 	$(BIN)/python -m data_prep tokenize --source installed:sympy,mpmath,networkx --out data/demo
 	$(TRAIN) --config launch/recipes/demo_gpt2.yaml
@@ -26,6 +27,9 @@ demo: env
 	$(BIN)/python launch/generate.py runs/demo_gpt2 --prompt "def " --max_new_tokens 120 --seed 1
 	$(TRAIN) --config launch/recipes/demo_progressive.yaml
 	$(BIN)/python launch/evaluate.py runs/demo_progressive --split test --samples 128
+	$(TRAIN) --config launch/recipes/demo_conv_attention.yaml
+	$(BIN)/python launch/evaluate.py runs/demo_conv_attention --split test --samples 128
+	$(BIN)/python launch/generate.py runs/demo_conv_attention --prompt "def " --max_new_tokens 120 --seed 1
 	@echo
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir runs, then open http://localhost:6006"
 
