@@ -11,11 +11,7 @@ Needs token shards: `make demo` writes data/demo.
 """
 
 import argparse
-import os
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,12 +20,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
+from steps import train_steps
 
-from dsllm.training.monitor import read_metrics
 from dsllm.training.precision import DTYPES, Precision
 
-ROOT = Path(__file__).resolve().parent.parent
-WARM_UP = 2
+BASELINE = "launch/recipes/origin_gpt2.yaml"
 
 
 def matrix_peak(precision: Precision, size: int = 2048, repeats: int = 10) -> float:
@@ -43,30 +38,6 @@ def matrix_peak(precision: Precision, size: int = 2048, repeats: int = 10) -> fl
         float(c[0, 0])  # waits for the device
         best = min(best, time.perf_counter() - begun)
     return 2 * size**3 / best
-
-
-def train_once(data: str, precision: str, ranks: int, steps: int) -> dict[str, float]:
-    """The medians of one run's steady steps."""
-    with tempfile.TemporaryDirectory() as run_dir:
-        command = ["launch/train.py", "--config=launch/recipes/origin_gpt2.yaml", f"--run_dir={run_dir}/run"]
-        command += [f"--data.path={data}", f"--train.precision={precision}", f"--train.steps={steps + WARM_UP}"]
-        command += [f"--train.global_batch_size={8 * ranks}", "--train.eval_every=0", "--train.test_samples=0"]
-        command += ["--train.checkpoint_every=0", "--monitor.log_every=1", "--monitor.tensorboard=false"]
-        binaries = Path(sys.executable).parent
-        launcher = [str(binaries / "deepspeed"), "--num_gpus", str(ranks)] if ranks > 1 else [sys.executable]
-        environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
-        done = subprocess.run([*launcher, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-        records = [record for record in read_metrics(Path(run_dir, "run")) if record["kind"] == "train"]
-    seconds = statistics.median(record["step_seconds"] for record in records[WARM_UP:])
-    return {
-        "ms_per_step": 1000 * seconds,
-        "tokens_per_second": 8 * 256 * ranks / seconds,
-        "flops_per_second": records[0]["flops"] / seconds,
-        "memory_mib": records[-1]["memory_bytes"] / 2**20,
-        "loss_of_first_step": records[0]["loss"],
-    }
 
 
 def main() -> None:
@@ -83,7 +54,7 @@ def main() -> None:
     for _ in range(arguments.repeats):
         for arm in arms:
             peaks[arm[0]] = max(peaks.get(arm[0], 0.0), matrix_peak(arm[0]))
-            runs[arm].append(train_once(arguments.data, *arm, arguments.steps))
+            runs[arm].append(train_steps(BASELINE, arguments.data, *arm, arguments.steps))
 
     facts: dict[str, Any] = {"machine": report.machine("torch", "deepspeed"), "matrix_peak": peaks, "arms": []}
     rows = []
