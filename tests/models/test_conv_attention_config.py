@@ -80,9 +80,14 @@ def test_a_section_reads_back_as_it_was(settings):
     assert type(build_model(config)) is ConvAttention
 
 
-def preset(name):
+def preset(name, *overrides):
     path = Path("launch/recipes") / f"{name}.yaml"
-    return RunConfig.from_file(path, overrides=["model.vocab_size=50257"]).model
+    return RunConfig.from_file(path, overrides=["model.vocab_size=50257", *overrides]).model
+
+
+def whole(name):
+    """The preset as the design has it: every level sees all of itself and is read."""
+    return preset(name, "model.windows=null", "model.read_out=null")
 
 
 BASELINE = GPT2Config(n_layer=12, n_head=6, n_embd=192, context=4096, vocab_size=50_257)
@@ -100,7 +105,7 @@ BASELINE = GPT2Config(n_layer=12, n_head=6, n_embd=192, context=4096, vocab_size
     ],
 )
 def test_the_presets_have_the_sizes_and_costs_of_the_design(config, parameters, without_embeddings, mega_flops):
-    model = skeleton(preset(config) if isinstance(config, str) else config)
+    model = skeleton(whole(config) if isinstance(config, str) else config)
     assert model.count_parameters() / 1e6 == pytest.approx(parameters, abs=0.16)
     assert model.count_parameters(embeddings=False) / 1e6 == pytest.approx(without_embeddings, abs=0.11)
     for context, expected in mega_flops.items():
@@ -125,6 +130,6 @@ def test_the_flops_formula_is_what_a_forward_pass_counts(settings):
 
 
 def test_a_window_saves_the_attention_beyond_it():
-    whole, windowed = build(**DEEP), build(**{**DEEP, "windows": [16, 4, None, None]})
+    unbounded, windowed = build(**DEEP), build(**{**DEEP, "windows": [16, 4, None, None]})
     saved = 2 * 4 * 12 * (128 - 16) + 4 * 4 * 16 * (32 - 4) / 4  # per token: layers · 4 d (n - window) / span
-    assert whole.forward_flops_per_token(128) - windowed.forward_flops_per_token(128) == saved
+    assert unbounded.forward_flops_per_token(128) - windowed.forward_flops_per_token(128) == saved
