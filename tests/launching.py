@@ -6,8 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")
+HAS_FP16 = torch.ops.mkldnn._is_mkldnn_fp16_supported()  # what DeepSpeed asks on a CPU
+needs_fp16 = pytest.mark.skipif(not HAS_FP16, reason="DeepSpeed takes fp16 only on CPUs with instructions for it")
 
 
 def environment() -> dict[str, str]:

@@ -91,9 +91,13 @@ def merge(
 
 
 def check_by_deepspeed(config: dict[str, Any], train: TrainConfig) -> None:
-    """Let DeepSpeed read the merged configuration; raises `ConfigError` with what it says of it."""
+    """Let DeepSpeed read the merged configuration; raises `ConfigError` with what it says of it, or of the machine."""
     import_deepspeed()
+    from deepspeed.accelerator import get_accelerator
     from deepspeed.runtime.config import DeepSpeedConfig
+
+    if config["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
+        raise ConfigError("train.precision = fp16: DeepSpeed finds that this processor cannot; take bf16, fp32 or auto")
 
     try:
         # On copies: it changes what it is given.

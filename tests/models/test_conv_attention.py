@@ -201,6 +201,8 @@ def test_initial_weights_are_those_of_the_design():
         std = 0.577 / parameter.shape[1] ** 0.5
         if name in ("spreads.0.out.weight", "spreads.1.out.weight", "reads.1.out.weight", "reads.2.out.weight"):
             std = 0
+        elif name == "into.out.weight":
+            std = 1 / parameter.shape[1] ** 0.5  # of unit variance, as what it reads is
         elif name == "wte.weight":
             std = 0.02 * (768 / 192) ** 0.5
         elif name.endswith(("attention.out.weight", "mlp.down.weight")) or name in (

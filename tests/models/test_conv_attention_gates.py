@@ -179,12 +179,12 @@ TEXT |= {"n_embd": 32, "vocab_size": 256, "context": 128}
 
 
 def test_g7_on_text_no_phase_knows_more_than_another():
-    gates.gate_7(build(noise=0, **TEXT), steps=100, lr=5e-3)
+    gates.gate_7(build(noise=0, **TEXT), steps=200, lr=5e-3)
 
 
 def test_g7_the_mutant_knows_more_at_some_phases():
     with pytest.raises(AssertionError, match="times the best's"):
-        gates.gate_7(leaking(build(noise=0, **TEXT)), steps=100, lr=5e-3)
+        gates.gate_7(leaking(build(noise=0, **TEXT)), steps=200, lr=5e-3)
 
 
 # G8

@@ -7,6 +7,7 @@ import pytest
 
 from dsllm.config import TrainConfig
 from dsllm.errors import ConfigError
+from dsllm.training.backend import import_deepspeed
 from dsllm.training.ds_config import complete_ds_config, merge, read_ds_config
 
 TRAIN = TrainConfig(micro_batch_size=4, global_batch_size=32, grad_clip=0.5)
@@ -44,6 +45,14 @@ def test_bf16_on_a_gpu_keeps_fp32_masters_and_sums_gradients_in_fp32():
 def test_fp16_without_zero_is_refused():
     with pytest.raises(ConfigError, match=r"stage = 0: does not work with train\.precision fp16"):
         merge({}, TRAIN, 1, "fp16", "cpu")
+
+
+def test_fp16_is_refused_where_deepspeed_finds_no_instructions_for_it(monkeypatch):
+    monkeypatch.setattr(type(import_deepspeed().accelerator.get_accelerator()), "is_fp16_supported", lambda self: False)
+    train = TRAIN.model_copy(update={"ds_config": Path("ds_configs/zero2.json")})
+    with pytest.raises(ConfigError, match=r"train\.precision = fp16: .* cannot; take bf16, fp32 or auto"):
+        complete_ds_config(train, 1, "fp16", "cpu")
+    assert complete_ds_config(train, 1, "bf16", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from dsllm.models.lora import LoRALinear, is_adapter, merged
 from dsllm.training.checkpoints import complete_checkpoints
 from dsllm.training.loading import base_hash, load_model
 from dsllm.training.monitor import read_metrics
-from tests.launching import DEEPSPEED, run, train
+from tests.launching import DEEPSPEED, needs_fp16, run, train
 
 HERE = Path(__file__).parent
 STAGES = [0, 1, 2, 3]
@@ -110,6 +110,7 @@ def test_a_frozen_base_stays_bit_identical_and_every_adapter_moves(operator: str
 
 
 @pytest.mark.slow
+@needs_fp16
 @pytest.mark.parametrize("stage", [2, 3])
 def test_half_weights_grow_from_their_fp32_masters(stage: int, growing_recipe: Path, tmp_path: Path) -> None:
     half = ["train.precision=fp16", f"train.ds_config=ds_configs/zero{stage}.json", "train.lr=1e-3"]

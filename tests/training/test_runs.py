@@ -13,7 +13,7 @@ from dsllm import load_model
 from dsllm.config import RunConfig
 from dsllm.training.checkpoints import complete_checkpoints
 from dsllm.training.monitor import read_metrics
-from tests.launching import python, run, start, train, train_command
+from tests.launching import needs_fp16, python, run, start, train, train_command
 
 
 def losses(run_dir: Path) -> dict[int, float]:
@@ -127,7 +127,8 @@ def test_a_finished_run_started_again_does_nothing_more(trained_run, recipe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "stage, precision", [("zero0", "bf16"), ("zero1", "bf16"), ("zero3", "bf16"), ("zero2", "fp16")]
+    "stage, precision",
+    [("zero0", "bf16"), ("zero1", "bf16"), ("zero3", "bf16"), pytest.param("zero2", "fp16", marks=needs_fp16)],
 )
 def test_half_precision_follows_the_losses_of_fp32(stage, precision, trained_run, recipe, tmp_path):
     train(recipe, tmp_path, train__ds_config=f"ds_configs/{stage}.json", train__precision=precision)
