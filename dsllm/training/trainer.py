@@ -321,9 +321,8 @@ class BaseTrainer:
 
     def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
         for i, tokens in enumerate(batch.tokens):
-            yield MicroBatch.on(
-                self.world.device, tokens, None if batch.document_ids is None else batch.document_ids[i]
-            )
+            ids = None if batch.document_ids is None else batch.document_ids[i]
+            yield MicroBatch.on(self.world.device, tokens, ids)
 
     def _record(self, outcome: Outcome) -> None:
         """Record the first step and every `monitor.log_every`-th; a skipped update always."""
