@@ -159,7 +159,7 @@ def as_growable(model: ModelConfig) -> GrowableConfig:
         return model
     if not isinstance(model, GPT2Config):
         raise ConfigError(
-            f"model.name = {model.name}: this kind of model does not grow; take gpt2, or one whose section is a GrowableConfig"
+            f"model.name = {model.name}: this kind of model does not grow; take gpt2, or one with a GrowableConfig"
         )
     return changed(ProgressiveConfig(), **{**model.model_dump(), "name": "progressive"})
 
