@@ -4,7 +4,7 @@
 
 Tokens are bytes, so that the trunk and not the head is compared; sizes are about half of the presets' widths. Every arm
 is `launch/train.py` itself and may spend the same training FLOPs (`flops_per_token`, docs/records.md), so a cheaper
-model sees more text. Its learning rate is the best of three on the first seed, by the validation split; the table has
+model sees more text. Its learning rate is the best of four on the first seed, by the validation split; the table has
 the test split, over all seeds. Runs go side by side, a thread each; every finished run is a line of
 results/conv_quality_runs.jsonl, so the same command goes on where it was stopped, on another machine too.
 
@@ -35,7 +35,7 @@ from dsllm.training.monitor import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (1, 2, 3)
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 CONTEXT = 1024
 VOCABULARY = 320  # of the byte tokenizer, a multiple of 64
 BATCH = 2  # sequences a step
