@@ -1,20 +1,23 @@
 """What more context is worth to the models of conv_quality.py: the same tokens scored behind 256, 1,024 and 4,096.
 
-    python benchmarks/conv_contexts.py [--contexts 256 1024 4096] [--samples 128]
+    python benchmarks/conv_contexts.py [--contexts 256 1024 4096] [--samples 128] [--seeds 1 2 3]
 
 Each stretch of the test split has the length of the longest context; its last 256 bytes are what is scored, whatever
-the context, and a context of T ends with them too. So a column differs from the next by nothing but how far back a
-model could look. They were trained at a context of 1,024: what stands under a longer one is behind their training.
-Loss by phase is that of position t mod the product of strides (16 where a model has none), worst phase over best.
+the context, and a context of T ends with them too. So a line differs from another of its arm by nothing but how far
+back a model could look. They were trained at a context of 1,024: what stands under a longer one is behind their
+training. Loss by phase is that of position t mod 16, the product of mid's strides, worst over best; a plain transformer
+has no phases, so its ratio is the luck of the draw, which the others are to be held against.
 
-Reads benchmarks/results/conv_quality.json and the checkpoints of its runs (runs/conv_quality, not in the repository).
+Reads benchmarks/results/conv_quality.json. A run of it whose checkpoint is not in --work is trained again first.
 """
 
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,10 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
+from conv_quality import Trials
 
 from dsllm.data.batches import evaluation_batches
-from dsllm.errors import user_errors_exit
+from dsllm.errors import UserError, user_errors_exit
 from dsllm.models.language_model import LanguageModel
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.loading import load_model
@@ -55,52 +59,66 @@ def losses(model: LanguageModel, tokens: torch.Tensor, context: int) -> torch.Te
     return torch.cat(found).view(-1, SCORED)
 
 
-def phase_ratio(nats: torch.Tensor) -> float:
-    """The mean loss of the worst phase over that of the best."""
-    phases = nats.view(len(nats), -1, PERIOD).mean((0, 1))
-    return (phases.max() / phases.min()).item()
+def by_phase(nats: torch.Tensor) -> list[float]:
+    """Mean loss of each phase; contexts and the scored part are multiples of the period, so position 0 is phase 0."""
+    return nats.view(len(nats), -1, PERIOD).mean((0, 1)).tolist()
+
+
+def measure(run: Path, tokens: torch.Tensor, contexts: list[int]) -> dict[str, dict[str, Any]]:
+    """By context: nats per token, and by phase."""
+    model = load_model(find_checkpoint(run).path).eval()
+    found = {context: losses(model, tokens, context) for context in contexts}
+    return {str(c): {"nats": nats.mean().item(), "phases": by_phase(nats)} for c, nats in found.items()}
+
+
+def rows(found: dict[str, list[dict[str, dict[str, Any]]]], contexts: list[int]) -> list[list[str]]:
+    """A line for each context and arm. `found`: by arm and seed, what `measure` gives."""
+    lines = []
+    for context in contexts:
+        for arm, seeds in found.items():
+            nats = [seed[str(context)]["nats"] for seed in seeds]
+            phases = np.mean([seed[str(context)]["phases"] for seed in seeds], axis=0)
+            spread = statistics.stdev(nats) if len(nats) > 1 else math.nan
+            cells = [f"{statistics.fmean(nats):.3f} ± {spread:.3f}"]
+            cells += [f"{statistics.fmean(nats) / math.log(2):.3f} ± {spread / math.log(2):.3f}"]
+            lines.append([f"{context:,}", arm, *cells, f"{phases.max() / phases.min():.3f}"])
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contexts", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--samples", type=int, default=128, help="stretches of the test split")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--data", type=Path, default=Path("data/bytes"))
     parser.add_argument("--work", type=Path, default=Path("runs/conv_quality"))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs trained side by side")
     arguments = parser.parse_args()
     with user_errors_exit():
-        arms = json.loads((report.RESULTS / "conv_quality.json").read_text())["arms"]
-        found: dict[str, Any] = {}
-        tokens = None
-        for arm, facts in arms.items():
-            found[arm] = {str(context): {"bits_per_byte": [], "phase_ratio": []} for context in arguments.contexts}
-            for seed in facts["seeds"]:
-                run = arguments.work / seed["key"]
-                tokens = stretches(run, max(arguments.contexts), arguments.samples) if tokens is None else tokens
-                model = load_model(find_checkpoint(run).path).eval()
-                for context in arguments.contexts:
-                    nats = losses(model, tokens, context)
-                    found[arm][str(context)]["bits_per_byte"].append(nats.mean().item() / math.log(2))
-                    found[arm][str(context)]["phase_ratio"].append(phase_ratio(nats))
-            print(arm, found[arm], flush=True)
-    rows = []
-    for arm, by_context in found.items():
-        cells = []
-        for figures in by_context.values():
-            bits, ratios = figures["bits_per_byte"], figures["phase_ratio"]
-            cells.append(f"{statistics.fmean(bits):.3f} ± {statistics.stdev(bits):.3f}")
-            cells.append(f"{statistics.fmean(ratios):.3f}")
-        rows.append([arm, *cells])
-    header = ["arm"]
-    for context in arguments.contexts:
-        header += [f"bits per byte, {context:,}", "worst phase / best"]
+        for context in arguments.contexts:
+            if context < SCORED or context % PERIOD:
+                raise UserError(f"--contexts {context}: take a multiple of {PERIOD}, at least {SCORED}")
+        quality = json.loads((report.RESULTS / "conv_quality.json").read_text())
+        trials = Trials(
+            report.RESULTS / "conv_quality_runs.jsonl", arguments.work, arguments.data.absolute(), quality["budget"]
+        )
+        kept = [run for facts in quality["arms"].values() for run in facts["seeds"] if run["seed"] in arguments.seeds]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            folders = list(pool.map(trials.again, kept))
+        tokens = stretches(folders[0], max(arguments.contexts), arguments.samples)
+        found: dict[str, list[dict[str, dict[str, Any]]]] = {}
+        for run, folder in zip(kept, folders, strict=True):
+            found.setdefault(run["arm"], []).append(measure(folder, tokens, arguments.contexts))
+            print(f"{run['arm']}, seed {run['seed']}: done", flush=True)
     about = report.machine("torch")
+    header = ["context", "arm", "nats per token", "bits per byte", "worst phase / best"]
     text = (
         f"The last {SCORED} bytes of {arguments.samples} stretches of the test split, the same behind every context; "
-        f"models of conv_quality.md, trained at 1,024; mean ± sd of {len(facts['seeds'])} seeds; commit "
-        f"{about['commit']}, {about['date']}.\n\n{report.table(header, rows)}"
+        f"models of conv_quality.md, trained at 1,024; mean ± sd of {len(arguments.seeds)} seeds; torch "
+        f"{about['versions']['torch']}, commit {about['commit']}, {about['date']}.\n\n"
+        f"{report.table(header, rows(found, arguments.contexts))}"
     )
-    facts = {"machine": about, "samples": arguments.samples, "arms": found}
-    report.write("conv_contexts", facts, text)
+    report.write("conv_contexts", {"machine": about, "samples": arguments.samples, "arms": found}, text)
 
 
 if __name__ == "__main__":

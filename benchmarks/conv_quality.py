@@ -60,8 +60,10 @@ ARMS: Arms = {
     "equal_parameters": conv((4, 4, 4), (16, 32, 64, 128), (0, 1, 1), 2),
     "mid": conv((4, 4), (48, 96, 160), (1, 1), 4),
     "mid, window 128, read 0": conv((4, 4), (48, 96, 160), (1, 1), 4, windows=[128, None, None], read_out=[0]),
+    "equal_flops": conv((4, 4), (64, 96, 160), (2, 3), 8, expansion=2),
     "equal_flops, window 128": conv((4, 4), (64, 96, 160), (2, 3), 8, expansion=2, windows=[128, None, None]),
     "level_0_only": conv((), (48,), (), 3),
+    "level_0_only, window 128": conv((), (48,), (), 3, windows=[128]),
     "one stride, wide level 0": conv((4,), (64, 128), (2,), 2, windows=[64, None], read_out=[0]),
 }
 
@@ -77,6 +79,16 @@ class Trials:
         self.kept, self.work, self.data, self.budget = kept, work, data, budget
         lines = kept.read_text().splitlines() if kept.exists() else []
         self.done: dict[str, dict[str, Any]] = {facts["key"]: facts for facts in map(json.loads, lines)}
+
+    def again(self, found: Mapping[str, Any]) -> Path:
+        """The folder of a run done before, with its checkpoint; where this machine has none, the run is repeated."""
+        run_dir = self.work / found["key"]
+        if not (run_dir / "checkpoints" / "latest").exists():
+            self.work.mkdir(parents=True, exist_ok=True)
+            figures = self._train(found["model"], found["lr"], found["seed"], run_dir)
+            change = figures["bits_per_byte"] / found["bits_per_byte"] - 1
+            print(f"{found['arm']}, seed {found['seed']}: repeated, bits per byte {change:+.2%}", flush=True)
+        return run_dir
 
     def result(self, name: str, lr: float, seed: int) -> dict[str, Any]:
         """The figures of a run, from an earlier command if it was done then."""
@@ -142,7 +154,7 @@ def write(rows: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]], bu
     about = facts["machine"]
     text = (
         f"Equal training FLOPs, {budget:.1e} each; bytes of sympy, mpmath and networkx, context {CONTEXT}, {BATCH} "
-        f"sequences a step, cosine, AdamW, fp32, {len(SEEDS)} seeds; {about['processor']}, torch "
+        f"sequences a step, cosine, AdamW, fp32, {len(SEEDS)} seeds, on whichever machine; torch "
         f"{about['versions']['torch']}, commit {about['commit']}, {about['date']}."
     )
     report.write("conv_quality", facts, f"{text}\n\n{report.table(header, cells)}")
