@@ -2,11 +2,11 @@
 
     python benchmarks/conv_contexts.py [--contexts 256 1024 4096] [--samples 128] [--seeds 1 2 3]
 
-Each stretch of the test split has the length of the longest context; its last 256 bytes are what is scored, whatever
-the context, and a context of T ends with them too. So a line differs from another of its arm by nothing but how far
-back a model could look. They were trained at a context of 1,024: what stands under a longer one is behind their
-training. Loss by phase is that of position t mod 16, the product of mid's strides, worst over best; a plain transformer
-has no phases, so its ratio is the luck of the draw, which the others are to be held against.
+Each stretch of the test split has the length of the longest context; its last 128 bytes are what is scored, whatever
+the context, and a context of T ends with them too: each is predicted from T - 127 to T bytes. So a line differs from
+another of its arm by nothing but how far back a model could look. They were trained at a context of 1,024: what stands
+under a longer one is behind their training. Loss by phase is that of position t mod 16, the product of mid's strides,
+worst over best; a plain transformer has no phases, so its ratio is luck, which the others are to be held against.
 
 Reads benchmarks/results/conv_quality.json. A run of it whose checkpoint is not in --work is trained again first.
 """
@@ -36,7 +36,7 @@ from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.loading import load_model
 from dsllm.training.sources import open_split, resolve_vocabulary
 
-SCORED, PERIOD = 256, 16
+SCORED, PERIOD = 128, 16
 
 
 def stretches(run: Path, length: int, samples: int) -> torch.Tensor:
@@ -96,8 +96,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with user_errors_exit():
         for context in arguments.contexts:
-            if context < SCORED or context % PERIOD:
-                raise UserError(f"--contexts {context}: take a multiple of {PERIOD}, at least {SCORED}")
+            if context < 2 * SCORED or context % PERIOD:
+                raise UserError(f"--contexts {context}: take a multiple of {PERIOD}, at least {2 * SCORED}")
         quality = json.loads((report.RESULTS / "conv_quality.json").read_text())
         trials = Trials(
             report.RESULTS / "conv_quality_runs.jsonl", arguments.work, arguments.data.absolute(), quality["budget"]

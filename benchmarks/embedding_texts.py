@@ -60,13 +60,15 @@ def prose(document: str) -> list[str]:
 
 
 def halves(text: str) -> tuple[str, str] | None:
-    """The two halves of a passage, or None of a text that is too short."""
+    """The two halves of a passage, or None of a text that is too short or a single word."""
     text = text.strip()
     if len(text) > PASSAGE[1]:
         text = text[: PASSAGE[1] + 1].rsplit(maxsplit=1)[0]
     if len(text) < PASSAGE[0]:
         return None
     gaps = [gap.start() for gap in re.finditer(r"\s+", text)]
+    if not gaps:
+        return None
     middle = min(gaps, key=lambda gap: abs(gap - len(text) // 2))
     return text[:middle].strip(), text[middle:].strip()
 

@@ -6,8 +6,8 @@ On the test split of the runs' data folder, which must be the same for all (see 
 
 * half documents: given one half of a passage, find the other one among 200: the mean reciprocal rank and how often it
   is first, in both directions;
-* neighbours: the probability that a sentence and the one behind it are more alike than the same sentence and one of
-  another document (AUC);
+* neighbours: the probability that a sentence and the one behind it are more alike than a sentence and one of another
+  document (AUC, all pairs of the one kind against all of the other);
 * agreement with all-MiniLM-L6-v2, a sentence encoder trained on a billion pairs: Spearman's correlation of the cosines
   of those pairs of sentences.
 

@@ -135,8 +135,11 @@ class TrainConfig(Section):
     """Steps between checkpoints; the last step always writes one. 0: only then."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
-    activation_checkpointing: Literal["none", "all"] | PositiveInt | list[NonNegativeInt] = "none"
-    """Blocks whose activations are recomputed in the backward pass: none, all, every k-th, or a list from 0."""
+    activation_checkpointing: (
+        Literal["none", "all"] | PositiveInt | list[NonNegativeInt] | dict[Literal["levels"], list[NonNegativeInt]]
+    ) = "none"
+    """Blocks whose activations are recomputed in the backward pass: none, all, every k-th, a list from 0, or of levels:
+    {levels: [0, 1]}."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         micro = self.micro_batch_size

@@ -91,6 +91,8 @@ def check(arguments: argparse.Namespace) -> None:
         with os_errors_named(arguments.out):  # before the work, not after it
             if arguments.out.is_dir():
                 raise UserError(f"{arguments.out}: a folder; name a file, as in {arguments.out / 'x.npy'}")
+            if arguments.out.exists() and not arguments.out.is_file():
+                raise UserError(f"{arguments.out}: a device or a pipe, which would be replaced; name a file")
             draft = temporary(arguments.out)
             draft.touch()
             draft.unlink()

@@ -14,7 +14,7 @@ import torch
 
 from dsllm.command_line import positive
 from dsllm.data.batches import EvaluationBatch, evaluation_batches
-from dsllm.errors import user_errors_exit
+from dsllm.errors import UserError, user_errors_exit
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.evaluation import evaluate, phase_losses
 from dsllm.training.leak import LeakAlarm
@@ -36,6 +36,8 @@ def main() -> None:
         config, tokenizer = resolve_vocabulary(checkpoint.config())
         check_same_tokenizer(checkpoint, tokenizer.info)
         source = open_split(config, arguments.split)
+        if arguments.period is not None and arguments.period > config.model.context:
+            raise UserError(f"--period {arguments.period}: longer than the context, {config.model.context}; take less")
 
         def batches() -> Iterator[EvaluationBatch]:
             return evaluation_batches(

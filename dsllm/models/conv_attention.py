@@ -91,6 +91,10 @@ class ConvAttention(Growable):
     def spans(self) -> tuple[int, ...]:
         return self.config.spans
 
+    @property
+    def run_levels(self) -> tuple[int, ...]:
+        return tuple(level for _, level in self.config.runs)
+
     def new_blocks(self) -> list[Block]:
         """The blocks to be in the order of execution, before they are filled."""
         widths, windows = self.config.widths, self.config.attention_windows

@@ -57,7 +57,7 @@ class ConvAttentionConfig(GrowableConfig):
         try:
             layers = sum(depths["encoder"]) + depths["middle"] + sum(depths["decoder"]) + 2 * len(depths["encoder"])
             return {**values, "n_layer": max(1, int(layers))}  # none at all is a problem of the depths
-        except (TypeError, ValueError):  # what is wrong with them is said field by field
+        except (TypeError, ValueError, OverflowError):  # what is wrong with them is said field by field
             return values
 
     @property

@@ -32,12 +32,17 @@ TRANSPOSED = {
 def huggingface_config(config: GPT2Config) -> dict[str, Any]:
     """Arguments of transformers' GPT2Config for the same function, dropout off.
 
-    Raises `ConfigError` for rotary positions, which its GPT-2 does not have.
+    Raises `ConfigError` for rotary positions or a window, which its GPT-2 does not have.
     """
     if config.positions != "learned":
         raise ConfigError(
             f"model.positions = {config.positions}: GPT-2 in transformers has learned positions only; "
             "train with model.positions = learned to exchange weights with it"
+        )
+    if config.window is not None:
+        raise ConfigError(
+            f"model.window = {config.window}: GPT-2 in transformers sees all tokens; "
+            "train with model.window = null to exchange weights with it"
         )
     return {
         "vocab_size": config.vocab_size,

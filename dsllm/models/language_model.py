@@ -25,7 +25,7 @@ block is used, by which parameters and at which rate is the model's own affair.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -111,6 +111,11 @@ class LanguageModel(nn.Module):
         """Tokens per vector of each of the model's levels, the outermost first; a plain transformer has one level."""
         return (1,)
 
+    @property
+    def run_levels(self) -> Sequence[int]:
+        """The level of each call of `run_block` in a forward pass, in their order."""
+        return (0,) * self.n_blocks
+
     def vectors(self, input_ids: Tensor, level: int = -1) -> Tensor:
         """States (B, ceil(T / S), width) of the level `spans[level]` = S; vector g depends on tokens 0 … g · S alone.
 
@@ -168,11 +173,14 @@ class LanguageModel(nn.Module):
         """Training FLOPs per token: forward, and twice that backward. What checkpointing recomputes is not counted."""
         return 3 * self.forward_flops_per_token(context)
 
-    def checkpoint_activations(self, policy: Literal["none", "all"] | int | Sequence[int]) -> None:
+    def checkpoint_activations(
+        self, policy: Literal["none", "all"] | int | Sequence[int] | Mapping[Literal["levels"], Sequence[int]]
+    ) -> None:
         """Choose the blocks whose activations the backward pass computes anew instead of keeping them.
 
-        "none", "all", a number k for every k-th (0, k, 2k …), or a list of blocks, counted from 0 as they are executed.
-        Loss and gradients stay the same, bit for bit. Raises `ConfigError` for another policy or a missing block.
+        "none", "all", a number k for every k-th (0, k, 2k …), a list of blocks, counted from 0 as they are executed, or
+        {"levels": [0, 1]} for the blocks of some levels. Loss and gradients stay the same, bit for bit. Raises
+        `ConfigError` for another policy, or a block or level that the model has not.
         """
         n = self.n_blocks
         chosen: Sequence[int]
@@ -182,13 +190,23 @@ class LanguageModel(nn.Module):
             chosen = range(n if policy == "all" else 0)
         elif isinstance(policy, Sequence) and not isinstance(policy, str):
             chosen = policy
+        elif isinstance(policy, Mapping) and list(policy) == ["levels"]:
+            chosen = [block for block, level in enumerate(self.run_levels) if level in policy["levels"]]
+            for level in policy["levels"]:
+                if not 0 <= level < len(self.spans):
+                    has = f"has 0 to {len(self.spans) - 1}" if len(self.spans) > 1 else "has level 0 alone"
+                    raise ConfigError(f"train.activation_checkpointing: no level {level}; the model {has}")
         else:
             raise ConfigError(
-                f"activation_checkpointing = {policy}: take none, all, a number from 1, or a list of blocks"
+                f"train.activation_checkpointing = {policy}: take none, all, a number from 1, a list of blocks, or "
+                f"levels: and a list of levels"
             )
         missing = [index for index in chosen if not 0 <= index < n]
         if missing:
-            raise ConfigError(f"activation_checkpointing: no block {missing[0]}; the model executes 0 to {n - 1}")
+            raise ConfigError(
+                f"train.activation_checkpointing: no block {missing[0]}; the model executes 0 to {n - 1}; name those, "
+                f"or levels: and a list of levels"
+            )
         self._recomputed = frozenset(chosen)
 
     def run_block(self, index: int, block: nn.Module, *inputs: Any) -> Tensor:

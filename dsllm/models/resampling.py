@@ -26,7 +26,7 @@ class Held:
         """As `unfolded(blocks, count)`, but the finer vectors begin at `first`, and `blocks` follow the one held."""
         before = blocks.new_zeros(blocks.shape[0], 1, *blocks.shape[2:]) if self.block is None else self.block
         blocks = torch.cat((before, blocks), dim=1)
-        self.block = blocks[:, -1:]
+        self.block = blocks[:, -1:].clone()  # a view would keep all of them
         stride = blocks.shape[2]
         start = stride - -first % stride  # the held block begins at the last multiple of the stride before `first`
         return blocks.flatten(1, 2)[:, start : start + count]
@@ -110,7 +110,7 @@ class Merge(nn.Module):
             return F.pad(x, (0, 0, self.taps - 1, 0))
         past = x.new_zeros(x.shape[0], self.taps - 1, x.shape[2]) if level.inputs is None else level.inputs
         x = torch.cat((past, x), dim=1)
-        level.inputs = x[:, x.shape[1] - (self.taps - 1) :]
+        level.inputs = x[:, x.shape[1] - (self.taps - 1) :].clone()
         return x
 
 
@@ -175,7 +175,7 @@ class Spread(nn.Module):
             return F.pad(h, (0, 0, past, 0))
         before = h.new_zeros(h.shape[0], past, h.shape[2]) if level.outputs is None else level.outputs
         h = torch.cat((before, h), dim=1)
-        level.outputs = h[:, -past:]
+        level.outputs = h[:, -past:].clone()
         return h
 
 

@@ -78,6 +78,9 @@ class BaseTrainer:
         found = None if checkpoint is None else world.together(lambda: self.model_section(checkpoint))
         self.model_config = found or self.config.model
         world.together(self.check)
+        torch.manual_seed(train.seed)  # for a model that is built whole: alike on every rank
+        self.model = self.build_model()
+        world.together(lambda: self.model.checkpoint_activations(train.activation_checkpointing))
         # The folder is touched only when all that a user can get wrong has been checked.
         self.lock = RunLock(self.run_dir, world)
         aside = world.from_main(lambda: clear_for(self.config, fresh)) if checkpoint is None else None
@@ -85,9 +88,6 @@ class BaseTrainer:
         self.tokens_per_step = train.global_batch_size * self.config.model.context
         self.schedule = Schedule.of(train, self.tokens_per_step)
 
-        torch.manual_seed(train.seed)  # for a model that is built whole: alike on every rank
-        self.model = self.build_model()
-        self.model.checkpoint_activations(train.activation_checkpointing)
         self.parameters = self.model.count_parameters()  # counted before ZeRO-3 parts them
         self.trainable_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.flops_per_token = self.model.flops_per_token(self.config.model.context)

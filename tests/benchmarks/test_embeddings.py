@@ -47,7 +47,7 @@ def test_halves_meet_at_the_white_space_nearest_to_the_middle_and_short_texts_ha
     first, second = texts.halves(words)
     assert f"{first} {second}" == words and abs(len(first) - len(second)) < 8
     assert sum(map(len, texts.halves(words * 3))) <= 1200
-    assert texts.halves("too short") is None
+    assert texts.halves("too short") is None and texts.halves("word" * 200) is None
 
 
 def test_random_partners_are_of_other_documents_and_no_sentence_is_in_two_pairs_of_neighbours():

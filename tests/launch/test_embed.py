@@ -1,5 +1,6 @@
 """launch/embed.py as a user starts it: a file of vectors, a cosine, the nearest lines, or one message."""
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -104,11 +105,13 @@ WRONG = [
     ([*OUT, "--file", "latin.txt"], "latin.txt, line 3: not UTF-8"),
     (["--out", "nowhere/x.npy", "--text", "a"], "nowhere/x.npy: No such file or directory"),
     (["--out", ".", "--text", "a"], ".: a folder; name a file, as in x.npy"),
+    (["--out", "pipe", "--text", "a"], "pipe: a device or a pipe, which would be replaced; name a file"),
 ]
 
 
 @pytest.mark.parametrize("words, message", WRONG, ids=[message[:40] for _, message in WRONG])
 def test_what_a_user_gets_wrong_is_one_message_and_exit_code_2(words, message, embed, lines):
+    os.mkfifo("pipe")
     Path("empty.txt").touch()
     Path("gap.txt").write_text("a\n  \nb\n")
     Path("latin.txt").write_bytes(b"a\nb\ncaf\xe9\n")

@@ -124,6 +124,15 @@ def test_a_windowed_level_caches_its_window_alone():
 
 
 @every_config
+def test_what_a_level_holds_between_steps_does_not_keep_the_prompt(settings):
+    cache = build(**settings).new_cache()
+    build(**settings).hidden(tokens(2, 131), cache=cache)
+    for level in cache.levels:
+        for held in (level.inputs, level.outputs, level.spread.block, level.read.block):
+            assert held is None or held.untyped_storage().nbytes() == held.nbytes
+
+
+@every_config
 def test_each_attention_layer_is_a_run_of_its_own(settings):
     model, order = build(**settings), []
     for module in (*model.blocks, *model.merges, *model.spreads):

@@ -1,5 +1,6 @@
 """What the sizes of a convolution-attention model have to fit, and what the presets come to."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsllm.config import RunConfig
+from dsllm.errors import ConfigError
 from dsllm.models import build_model, skeleton
 from dsllm.models.conv_attention import ConvAttention, ConvAttentionConfig
 from dsllm.models.gpt2 import GPT2Config
@@ -15,6 +17,7 @@ from dsllm.section import validate
 from tests.models.conv_gates import BASE, CONFIGS, build, tokens
 
 DEEP = CONFIGS["strides 4, 4, 4"]
+every_config = pytest.mark.parametrize("settings", CONFIGS.values(), ids=CONFIGS.keys())
 
 
 @pytest.mark.parametrize(
@@ -115,9 +118,33 @@ def test_the_presets_have_the_sizes_and_costs_of_the_design(config, parameters, 
 
 def test_presets_recompute_levels_0_and_1_alone():
     for name in ("origin_conv_attention", "conv_equal_parameters", "conv_mid", "conv_equal_flops"):
-        config = RunConfig.from_file(Path("launch/recipes") / f"{name}.yaml")
-        outer = [run for run, (_, level) in enumerate(config.model.runs) if level < 2]
-        assert list(config.train.activation_checkpointing) == outer
+        assert RunConfig.from_file(Path("launch/recipes") / f"{name}.yaml").train.activation_checkpointing == {
+            "levels": [0, 1]
+        }
+
+
+@every_config
+def test_activations_can_be_recomputed_by_level(settings):
+    model, runs = build(**settings), []
+    for module in (*model.blocks, *model.merges, *model.spreads):
+        module.register_forward_pre_hook(lambda module, _: runs.append(module))
+    for chosen in [[], *([level] for level in range(len(model.spans)))]:
+        model.checkpoint_activations({"levels": chosen})
+        runs.clear()
+        model(tokens(1, 9), targets=tokens(1, 9)).loss.backward()
+        again = [module for module in set(runs) if runs.count(module) == 2]
+        assert len(again) == sum(level in chosen for _, level in model.config.runs)
+
+
+def test_a_level_that_the_model_has_not_cannot_be_recomputed():
+    with pytest.raises(ConfigError, match="no level 2; the model has 0 to 1"):
+        build(**CONFIGS["stride 3"]).checkpoint_activations({"levels": [0, 2]})
+
+
+@pytest.mark.parametrize("depths", [{"middle": math.inf}, {"encoder": [math.inf, 1]}])
+def test_an_endless_depth_is_a_problem_of_the_depth(depths):
+    _, problems = validate(ConvAttentionConfig, {"vocab_size": 64, **depths}, "model")
+    assert problems and all(key in problem for key, problem in zip(depths, problems, strict=False))
 
 
 @pytest.mark.parametrize("settings", [s for s in CONFIGS.values() if "windows" not in s])

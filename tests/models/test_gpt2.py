@@ -63,6 +63,11 @@ def test_rotary_weights_do_not_go_to_transformers(small):
         huggingface_config(small().config)
 
 
+def test_windowed_weights_do_not_go_to_transformers(small):
+    with pytest.raises(ConfigError, match=r"model.window = 4: .* train with model.window = null"):
+        huggingface_config(small(positions="learned", window=4).config)
+
+
 @both_positions
 def test_no_logit_feels_a_later_token(small, ids, positions):
     model = small(positions=positions).double()

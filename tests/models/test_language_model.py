@@ -161,10 +161,11 @@ def test_a_frozen_base_still_trains_what_lies_inside_checkpointed_blocks(small, 
 @pytest.mark.parametrize(
     "policy, message",
     [
-        ("some", "activation_checkpointing = some: take none, all, a number from 1, or a list of blocks"),
+        ("some", "train.activation_checkpointing = some: take none, all, a number from 1, a list of blocks"),
         (0, "activation_checkpointing = 0"),
-        ([0, 3], "activation_checkpointing: no block 3; the model executes 0 to 2"),
+        ([0, 3], "train.activation_checkpointing: no block 3; the model executes 0 to 2"),
         ([-1], "no block -1"),
+        ({"levels": [0, 2]}, "train.activation_checkpointing: no level 2; the model has level 0 alone"),
     ],
 )
 def test_a_wrong_checkpointing_policy_is_named(small, policy, message):

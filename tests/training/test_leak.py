@@ -116,3 +116,5 @@ def test_training_and_evaluation_raise_the_alarm(recipe, tmp_path, monkeypatch):
     said = python("launch/evaluate.py", run_dir, "--samples", 8, "--period", 4)
     assert "THE MODEL SEES THE FUTURE" in said and "loss by phase" in said
     assert len(json.loads(said.splitlines()[-1])["loss_by_phase"]) == 4
+    wrong = python("launch/evaluate.py", run_dir, "--period", 10**11, expect=2)
+    assert "error: --period 100000000000: longer than the context" in wrong and "Traceback" not in wrong
