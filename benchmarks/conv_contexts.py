@@ -8,7 +8,8 @@ another of its arm by nothing but how far back a model could look. They were tra
 under a longer one is behind their training. Loss by phase is that of position t mod 16, the product of mid's strides,
 worst over best; a plain transformer has no phases, so its ratio is luck, which the others are to be held against.
 
-Reads benchmarks/results/conv_quality.json. A run of it whose checkpoint is not in --work is trained again first.
+Reads benchmarks/results/conv_quality.json, the arms of its second table. A run whose checkpoint is not in --work is
+trained again first.
 """
 
 import argparse
@@ -99,10 +100,8 @@ def main() -> None:
             if context < 2 * SCORED or context % PERIOD:
                 raise UserError(f"--contexts {context}: take a multiple of {PERIOD}, at least {2 * SCORED}")
         quality = json.loads((report.RESULTS / "conv_quality.json").read_text())
-        trials = Trials(
-            report.RESULTS / "conv_quality_runs.jsonl", arguments.work, arguments.data.absolute(), quality["budget"]
-        )
-        kept = [run for facts in quality["arms"].values() for run in facts["seeds"] if run["seed"] in arguments.seeds]
+        trials = Trials(report.RESULTS / "conv_quality_runs.jsonl", arguments.work, arguments.data.absolute())
+        kept = [run for arm in quality["causal"].values() for run in arm["seeds"] if run["seed"] in arguments.seeds]
         with ThreadPoolExecutor(arguments.jobs) as pool:
             folders = list(pool.map(trials.again, kept))
         tokens = stretches(folders[0], max(arguments.contexts), arguments.samples)
@@ -114,7 +113,7 @@ def main() -> None:
     header = ["context", "arm", "nats per token", "bits per byte", "worst phase / best"]
     text = (
         f"The last {SCORED} bytes of {arguments.samples} stretches of the test split, the same behind every context; "
-        f"models of conv_quality.md, trained at 1,024; mean ± sd of {len(arguments.seeds)} seeds; torch "
+        f"models of conv_quality.md's second table, trained at 1,024; mean ± sd of {len(arguments.seeds)} seeds; torch "
         f"{about['versions']['torch']}, commit {about['commit']}, {about['date']}.\n\n"
         f"{report.table(header, rows(found, arguments.contexts))}"
     )

@@ -2,11 +2,13 @@
 
     python benchmarks/conv_quality.py [--budget 1e13] [--arms 'gpt2;mid']
 
-Tokens are bytes, so that the trunk and not the head is compared; sizes are about half of the presets' widths. Every arm
-is `launch/train.py` itself and may spend the same training FLOPs (`flops_per_token`, docs/records.md), so a cheaper
-model sees more text. Its learning rate is the best of four on the first seed, by the validation split; the table has
-the test split, over all seeds. Runs go side by side, a thread each; every finished run is a line of
-results/conv_quality_runs.jsonl, so the same command goes on where it was stopped, on another machine too.
+Tokens are bytes, so that the trunk and not the head is compared; widths are a third of the presets', and GPT-2 has a
+third of the baseline's layers, too. Every arm is `launch/train.py` itself and may spend the same training FLOPs, so a
+cheaper model sees more text. FLOPs are counted as in docs/records.md, attention as if it were not causal. A second
+table counts the pairs that a causal kernel computes, by which full attention gains and windows do not. A learning rate
+is the best of three on the first seed, by the validation split; the tables have the test split, over all seeds. Runs go
+side by side, a thread each; every finished run is a line of results/conv_quality_runs.jsonl, so the same command goes
+on where it was stopped, on another machine too.
 
     python -m data_prep tokenize --source installed:sympy,mpmath,networkx --tokenizer bytes --out data/bytes
 """
@@ -21,7 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -35,7 +37,7 @@ from dsllm.training.monitor import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (1, 2, 3)
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (2e-3, 4e-3, 8e-3)
 CONTEXT = 1024
 VOCABULARY = 320  # of the byte tokenizer, a multiple of 64
 BATCH = 2  # sequences a step
@@ -68,48 +70,63 @@ ARMS: Arms = {
 }
 
 
+CAUSAL = ("gpt2", "gpt2, window 128", "mid, window 128, read 0", "level_0_only, window 128")
+"""Arms of the second table."""
+
+
 def section_of(arm: Mapping[str, Any]) -> Any:
     return MODELS[arm["name"]].Config(**arm, context=CONTEXT, vocab_size=VOCABULARY)
 
 
+def steps_of(arm: Mapping[str, Any], budget: float, causal: bool) -> int:
+    """How many steps the budget is good for. Counted causally, a token sees half of the context on average."""
+    flops = skeleton(section_of(arm)).flops_per_token(CONTEXT // 2 if causal else CONTEXT)
+    return round(budget / (BATCH * CONTEXT * flops))
+
+
+def key_of(run: Mapping[str, Any]) -> str:
+    """What tells a run from all others, and names its folder."""
+    about = {name: run[name] for name in ("model", "lr", "seed", "steps", "context", "batch")}
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+
+
 class Trials:
-    """Training runs by arm, learning rate and seed, each done once and kept in a file, a line each."""
+    """Training runs by arm, learning rate, seed and length, each done once and kept in a file, a line each."""
 
-    def __init__(self, kept: Path, work: Path, data: Path, budget: float):
-        self.kept, self.work, self.data, self.budget = kept, work, data, budget
+    def __init__(self, kept: Path, work: Path, data: Path):
+        self.kept, self.work, self.data = kept, work, data
         lines = kept.read_text().splitlines() if kept.exists() else []
-        self.done: dict[str, dict[str, Any]] = {facts["key"]: facts for facts in map(json.loads, lines)}
+        self.done = {key_of(run): run for run in map(json.loads, lines)}
 
-    def again(self, found: Mapping[str, Any]) -> Path:
-        """The folder of a run done before, with its checkpoint; where this machine has none, the run is repeated."""
-        run_dir = self.work / found["key"]
-        if not (run_dir / "checkpoints" / "latest").exists():
-            self.work.mkdir(parents=True, exist_ok=True)
-            figures = self._train(found["model"], found["lr"], found["seed"], run_dir)
-            change = figures["bits_per_byte"] / found["bits_per_byte"] - 1
-            print(f"{found['arm']}, seed {found['seed']}: repeated, bits per byte {change:+.2%}", flush=True)
-        return run_dir
-
-    def result(self, name: str, lr: float, seed: int) -> dict[str, Any]:
+    def result(self, arm: str, lr: float, seed: int, steps: int) -> dict[str, Any]:
         """The figures of a run, from an earlier command if it was done then."""
-        about = {"model": ARMS[name], "lr": lr, "seed": seed, "budget": self.budget, "context": CONTEXT, "batch": BATCH}
-        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        run = {"arm": arm, "model": ARMS[arm], "lr": lr, "seed": seed, "steps": steps}
+        run |= {"context": CONTEXT, "batch": BATCH}
+        key = key_of(run)
         if key not in self.done:
-            found = {"key": key, "arm": name, **about, **self._train(ARMS[name], lr, seed, self.work / key)}
+            found = {**run, **self._train(run)}
             with self.kept.open("a") as file:
                 file.write(json.dumps(found) + "\n")
             self.done[key] = found
-            print(f"{name}, lr {lr:g}, seed {seed}: {found['bits_per_byte']:.4f} bits per byte", flush=True)
+            print(f"{arm}, lr {lr:g}, seed {seed}: {found['bits_per_byte']:.4f} bits per byte", flush=True)
         return self.done[key]
 
-    def _train(self, arm: Mapping[str, Any], lr: float, seed: int, run_dir: Path) -> dict[str, float]:
-        section = section_of(arm)
-        per_step = BATCH * CONTEXT * skeleton(section).flops_per_token(CONTEXT)
-        steps = round(self.budget / per_step)
-        train = {"steps": steps, "micro_batch_size": BATCH, "global_batch_size": BATCH, "lr": lr, "seed": seed}
-        train |= {"precision": "fp32", "ds_config": "ds_configs/zero0.json", "eval_every": steps, "eval_samples": 256}
-        train |= {"test_samples": 512, "checkpoint_every": 0, "beta2": 0.98}
-        config = {"run_dir": str(run_dir), "model": section.model_dump(mode="json"), "data": {"path": str(self.data)}}
+    def again(self, run: Mapping[str, Any]) -> Path:
+        """The folder of a run done before, with its checkpoint; where this machine has none, the run is repeated."""
+        run_dir = self.work / key_of(run)
+        if not (run_dir / "checkpoints" / "latest").exists():
+            change = self._train(run)["bits_per_byte"] / run["bits_per_byte"] - 1
+            print(f"{run['arm']}, seed {run['seed']}: repeated, bits per byte {change:+.2%}", flush=True)
+        return run_dir
+
+    def _train(self, run: Mapping[str, Any]) -> dict[str, float]:
+        run_dir = self.work / key_of(run)
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        train = {"steps": run["steps"], "micro_batch_size": BATCH, "global_batch_size": BATCH, "lr": run["lr"]}
+        train |= {"seed": run["seed"], "precision": "fp32", "ds_config": "ds_configs/zero0.json", "beta2": 0.98}
+        train |= {"eval_every": run["steps"], "eval_samples": 256, "test_samples": 512, "checkpoint_every": 0}
+        section = section_of(run["model"]).model_dump(mode="json")
+        config = {"run_dir": str(run_dir), "model": section, "data": {"path": str(self.data)}}
         config |= {"train": train, "monitor": {"tensorboard": False, "log_every": 50}}
         file = run_dir.with_suffix(".yaml")
         file.write_text(yaml.safe_dump(config))
@@ -118,50 +135,76 @@ class Trials:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-        records = read_metrics(run_dir)
-        by_split = {record["split"]: record for record in records if record["kind"] == "eval"}
+        by_split = {record["split"]: record for record in read_metrics(run_dir) if record["kind"] == "eval"}
         return {
             "val_bits_per_byte": by_split["val"]["bits_per_byte"],
             "bits_per_byte": by_split["test"]["bits_per_byte"],
             "loss": by_split["test"]["loss"],
-            "steps": steps,
-            "tokens": steps * BATCH * CONTEXT,
+            "tokens": run["steps"] * BATCH * CONTEXT,
         }
 
 
-def write(rows: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]], budget: float) -> None:
-    """The table, and every run's figures. `rows`: by arm, the runs that chose the rate and those of all seeds."""
-    facts = {"machine": report.machine("torch", "deepspeed"), "budget": budget, "context": CONTEXT, "arms": {}}
-    cells = []
-    baseline = _mean(rows["gpt2"][1]) if "gpt2" in rows else None
-    for name, (tried, runs) in rows.items():
-        model = skeleton(section_of(ARMS[name]))
-        bits = [run["bits_per_byte"] for run in runs]
-        facts["arms"][name] = {"model": ARMS[name], "tried": tried, "seeds": runs}
-        cells.append(
+class Arm(NamedTuple):
+    """What came of an arm at one budget: the runs that chose its learning rate, and those of all seeds."""
+
+    tried: list[dict[str, Any]]
+    seeds: list[dict[str, Any]]
+
+    @property
+    def bits(self) -> list[float]:
+        return [run["bits_per_byte"] for run in self.seeds]
+
+
+def trained(
+    trials: Trials, names: Sequence[str], budget: float, causal: bool, pool: ThreadPoolExecutor
+) -> dict[str, Arm]:
+    """Every arm by name."""
+    steps = {name: steps_of(ARMS[name], budget, causal) for name in names}
+    first = {name: [pool.submit(trials.result, name, lr, SEEDS[0], steps[name]) for lr in RATES] for name in names}
+    arms = {}
+    for name, jobs in first.items():
+        tried = [job.result() for job in jobs]
+        best = min(tried, key=lambda run: run["val_bits_per_byte"])
+        more = [pool.submit(trials.result, name, best["lr"], seed, steps[name]) for seed in SEEDS[1:]]
+        arms[name] = Arm(tried, [best, *(job.result() for job in more)])
+    return arms
+
+
+def rows(arms: Mapping[str, Arm], causal: bool) -> list[list[str]]:
+    baseline = statistics.fmean(arms["gpt2"].bits) if "gpt2" in arms else None
+    lines = []
+    for name, arm in arms.items():
+        model, mean = skeleton(section_of(ARMS[name])), statistics.fmean(arm.bits)
+        lines.append(
             [
                 name,
                 f"{model.count_parameters(embeddings=False) / 1e6:.2f} M",
-                f"{model.flops_per_token(CONTEXT) / 1e6:.2f} M",
-                f"{runs[0]['tokens'] / 1e6:.2f} M",
-                " ".join(f"{run['lr']:g}: {run['val_bits_per_byte']:.3f}" for run in tried),
-                f"{_mean(runs):.4f} ± {statistics.stdev(bits):.4f}",
-                "" if baseline is None else f"{_mean(runs) / baseline:.3f}",
+                f"{model.flops_per_token(CONTEXT // 2 if causal else CONTEXT) / 1e6:.2f} M",
+                f"{arm.seeds[0]['tokens'] / 1e6:.2f} M",
+                " ".join(f"{run['lr']:g}: {run['val_bits_per_byte']:.3f}" for run in arm.tried),
+                f"{mean:.4f} ± {statistics.stdev(arm.bits):.4f}",
+                "" if baseline is None else f"{mean / baseline:.3f}",
             ]
         )
+    return lines
+
+
+def write(by_count: Mapping[str, Mapping[str, Arm]], budget: float) -> None:
+    """Both tables, and every run's figures. `by_count`: the arms as documented, and counted causally."""
+    facts: dict[str, Any] = {"machine": report.machine("torch", "deepspeed"), "budget": budget, "context": CONTEXT}
+    facts |= {count: {name: arm._asdict() for name, arm in arms.items()} for count, arms in by_count.items()}
     header = ["arm", "parameters (trunk)", "FLOPs per token", "bytes seen", "rates tried, val bits per byte"]
     header += ["test bits per byte, mean ± sd", "of GPT-2's"]
     about = facts["machine"]
     text = (
         f"Equal training FLOPs, {budget:.1e} each; bytes of sympy, mpmath and networkx, context {CONTEXT}, {BATCH} "
         f"sequences a step, cosine, AdamW, fp32, {len(SEEDS)} seeds, on whichever machine; torch "
-        f"{about['versions']['torch']}, commit {about['commit']}, {about['date']}."
+        f"{about['versions']['torch']}, commit {about['commit']}, {about['date']}.\n\n"
+        f"{report.table(header, rows(by_count['documented'], causal=False))}\n\n"
+        f"The same where attention counts the pairs that a causal kernel computes:\n\n"
+        f"{report.table(header, rows(by_count['causal'], causal=True))}"
     )
-    report.write("conv_quality", facts, f"{text}\n\n{report.table(header, cells)}")
-
-
-def _mean(runs: Sequence[Mapping[str, Any]]) -> float:
-    return statistics.fmean(run["bits_per_byte"] for run in runs)
+    report.write("conv_quality", facts, text)
 
 
 def main() -> None:
@@ -177,18 +220,14 @@ def main() -> None:
         for name in names:
             if name not in ARMS:
                 raise UserError(f"--arms {name}: no such arm; take {'; '.join(ARMS)}")
-        arguments.work.mkdir(parents=True, exist_ok=True)
-        kept = report.RESULTS / "conv_quality_runs.jsonl"
-        trials = Trials(kept, arguments.work, arguments.data.absolute(), arguments.budget)
+        trials = Trials(report.RESULTS / "conv_quality_runs.jsonl", arguments.work, arguments.data.absolute())
+        causal = [name for name in names if name in CAUSAL]
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            first = {name: [pool.submit(trials.result, name, lr, SEEDS[0]) for lr in RATES] for name in names}
-            rows: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
-            for name, tried in first.items():
-                found = [job.result() for job in tried]
-                best = min(found, key=lambda result: result["val_bits_per_byte"])
-                more = [pool.submit(trials.result, name, best["lr"], seed) for seed in SEEDS[1:]]
-                rows[name] = found, [best, *(job.result() for job in more)]
-    write(rows, arguments.budget)
+            by_count = {
+                "causal": trained(trials, causal, arguments.budget, True, pool),
+                "documented": trained(trials, names, arguments.budget, False, pool),
+            }
+    write(by_count, arguments.budget)
 
 
 if __name__ == "__main__":
