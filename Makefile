@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Processes of the demo: one for each GPU, at most two, or two on CPUs.
 RANKS ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | wc -l); echo $$((n == 1 ? 1 : 2)))
+# Tests that go side by side, where they can.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 TRAIN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --quiet --num_gpus $(RANKS) launch/train.py
 
 .PHONY: env demo test check lock clean
@@ -33,8 +35,11 @@ demo: env
 	@echo
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir runs, then open http://localhost:6006"
 
+# Tests that launch no training go side by side; the others, of several processes each, one after the other.
+SIDE_BY_SIDE := $(addprefix tests/,benchmarks data data_prep growth models)
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(SIDE_BY_SIDE))
 
 check: env
 	$(BIN)/ruff check .

