@@ -215,7 +215,9 @@ def write_tensors(tensors: EngineTensors, path: Path, base: TensorStore | None, 
         for kind in tensors.kinds(name):
             mine, position = position % world.size == world.rank, position + 1
             known = base.entry(kind, name) if base is not None and tensors.is_frozen(name) else None
-            whole = tensors.whole(name, kind) if known is None or tensors.exact else None
+            whole = None  # the last one goes before the next is gathered
+            if known is None or tensors.exact:
+                whole = tensors.whole(name, kind)
             # The others wait in `whole` for this rank too, so it goes on to the end and complains then.
             if not mine or failed is not None:
                 continue
