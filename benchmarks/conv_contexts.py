@@ -90,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contexts", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--samples", type=int, default=128, help="stretches of the test split")
+    parser.add_argument("--arms", help="separated by semicolons; by default all of the table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--data", type=Path, default=Path("data/bytes"))
     parser.add_argument("--work", type=Path, default=Path("runs/conv_quality"))
@@ -101,7 +102,11 @@ def main() -> None:
                 raise UserError(f"--contexts {context}: take a multiple of {PERIOD}, at least {2 * SCORED}")
         quality = json.loads((report.RESULTS / "conv_quality.json").read_text())
         trials = Trials(report.RESULTS / "conv_quality_runs.jsonl", arguments.work, arguments.data.absolute())
-        kept = [run for arm in quality["causal"].values() for run in arm["seeds"] if run["seed"] in arguments.seeds]
+        arms = quality["causal"] if arguments.arms is None else arguments.arms.split(";")
+        for arm in arms:
+            if arm not in quality["causal"]:
+                raise UserError(f"--arms {arm}: not in the table; take {'; '.join(quality['causal'])}")
+        kept = [run for arm in arms for run in quality["causal"][arm]["seeds"] if run["seed"] in arguments.seeds]
         with ThreadPoolExecutor(arguments.jobs) as pool:
             folders = list(pool.map(trials.again, kept))
         tokens = stretches(folders[0], max(arguments.contexts), arguments.samples)
