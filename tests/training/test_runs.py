@@ -172,6 +172,7 @@ REFUSED = [
     ({"model.context": 10**7}, "context"),
     ({"train.ds_config": "ds_configs/zero9.json"}, "zero9.json: cannot be read"),
     ({"train.global_batch_size": 7}, "take 6 or 8"),
+    ({"train.activation_checkpointing": "[2]"}, "no block 2; the model executes 0 to 1"),
 ]
 
 
