@@ -4,7 +4,10 @@ if __name__ == "__main__":
     run(MyTrainer, sys.argv[1:])
 """
 
+import os
+import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from dsllm.command_line import parse
 from dsllm.config import RunConfig
@@ -28,21 +31,41 @@ def trainer_for(config: RunConfig, world: World, fresh: bool) -> BaseTrainer:
     return trainer(config, world, fresh)
 
 
-def run(trainer: Callable[[RunConfig, World, bool], BaseTrainer], argv: Sequence[str], usage: str = USAGE) -> None:
-    """Train as the command line says; `trainer` is a class of trainers, or what makes one.
+def run(trainer: Callable[[RunConfig, World, bool], BaseTrainer], argv: Sequence[str], usage: str = USAGE) -> NoReturn:
+    """Train as the command line says, and end the process; `trainer` is a class of trainers, or what makes one.
 
-    Raises `SystemExit`: 2 after one message for what the user can put right; 143 or 130 when a signal stopped the run,
-    after a complete checkpoint.
+    Exit codes: 2 after one message for what the user can put right; 143 or 130 when a signal stopped the run, after a
+    complete checkpoint. Errors that nobody foresaw are raised.
     """
-    with one_voice():
-        arguments = parse(argv, usage)
-        check_launcher()
-        try:
-            with joined() as world:
-                trainer(arguments.config, world, arguments.fresh).train()
-        except Reinitialise:
-            restart()
-        except Stopped as stopped:
-            raise SystemExit(stopped.exit_code) from None
-        except KeyboardInterrupt:  # before training began: there is nothing to save
-            raise SystemExit(130) from None
+    try:
+        with one_voice():
+            _train(trainer, argv, usage)
+    except SystemExit as ended:
+        _leave(int(ended.code or 0))
+    _leave(0)
+
+
+def _train(trainer: Callable[[RunConfig, World, bool], BaseTrainer], argv: Sequence[str], usage: str) -> None:
+    arguments = parse(argv, usage)
+    check_launcher()
+    try:
+        with joined() as world:
+            trainer(arguments.config, world, arguments.fresh).train()
+    except Reinitialise:
+        restart()
+    except Stopped as stopped:
+        raise SystemExit(stopped.exit_code) from None
+    except KeyboardInterrupt:  # before training began: there is nothing to save
+        raise SystemExit(130) from None
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process at once: all that is to be kept is written.
+
+    DeepSpeed holds on to its process groups, so gloo's threads outlive the groups' end. One that lets go of its last
+    tensor only while the interpreter is being taken down aborts the process (pytorch #190489, #179291), and with it
+    the exit code that a scheduler goes by.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

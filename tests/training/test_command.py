@@ -1,0 +1,43 @@
+"""How a training command ends: with its own exit code, whatever the libraries' threads do at the interpreter's end."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [("pass", 0), ("raise Stopped(signal.SIGTERM)", 143), ("raise UserError('the words')", 2)],
+    ids=["finished", "stopped", "refused"],
+)
+def test_a_command_ends_with_its_code_though_the_interpreter_would_abort(ends, code, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(
+            f"""
+            import atexit, os, signal, sys
+            from dsllm.errors import Stopped, UserError
+            from dsllm.training.command import run
+
+            class Trainer:
+                def __init__(self, config, world, fresh):
+                    atexit.register(os.abort)  # as a thread of gloo does that meets no interpreter any more
+
+                def train(self):
+                    print("trains")
+                    {ends}
+
+            run(Trainer, sys.argv[1:])
+            """
+        )
+    )
+    recipe = f"--config={REPOSITORY / 'launch' / 'recipes' / 'demo_gpt2.yaml'}"
+    ended = subprocess.run([sys.executable, program, recipe], cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == code, ended.stderr
+    assert ended.stdout == "trains\n"
+    assert ("error: the words" in ended.stderr) == (code == 2)
