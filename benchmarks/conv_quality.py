@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +120,7 @@ class Trials:
             print(f"{run['arm']}, seed {run['seed']}: repeated, bits per byte {change:+.2%}", flush=True)
         return run_dir
 
-    def _train(self, run: Mapping[str, Any]) -> dict[str, float]:
+    def _train(self, run: Mapping[str, Any]) -> dict[str, Any]:
         run_dir = self.work / key_of(run)
         run_dir.parent.mkdir(parents=True, exist_ok=True)
         train = {"steps": run["steps"], "micro_batch_size": BATCH, "global_batch_size": BATCH, "lr": run["lr"]}
@@ -141,6 +142,8 @@ class Trials:
             "bits_per_byte": by_split["test"]["bits_per_byte"],
             "loss": by_split["test"]["loss"],
             "tokens": run["steps"] * BATCH * CONTEXT,
+            "processor": report.machine()["processor"],
+            "torch": version("torch"),
         }
 
 
