@@ -122,7 +122,7 @@ class TrainConfig(Section):
     seed: int = Field(default=1337, ge=0, lt=2**63)
     """Of the initial weights and of the order of samples."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the hardware multiplies it fast, else fp32."""
+    """auto: bf16 where the hardware multiplies it faster, else fp32; a CPU is timed at the start of the run."""
     ds_config: Path = Path("ds_configs/zero2.json")
     """DeepSpeed's configuration; batch sizes, precision, clipping and optimizer come from here and are merged in."""
     eval_every: NonNegativeInt = 250

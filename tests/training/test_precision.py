@@ -1,10 +1,11 @@
 """bf16 where the hardware is fast at it, and only where it is exact enough."""
 
+import pytest
 import torch
 
 from dsllm.models import build_model
 from dsllm.models.gpt2 import GPT2Config
-from dsllm.training.precision import fastest_precision
+from dsllm.training.precision import fastest_precision, product_seconds
 
 
 def gradients(autocast: bool) -> dict[str, torch.Tensor]:
@@ -25,7 +26,14 @@ def test_gradients_of_autocast_over_fp32_weights_are_those_of_fp32_to_bf16s_roun
     assert max(errors.values()) < 0.03, errors
 
 
-def test_a_cpu_is_asked_for_its_instructions():
-    abilities = torch.cpu.get_capabilities()
-    fast = any(abilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    assert fastest_precision(torch.device("cpu")) == ("bf16" if fast else "fp32")
+@pytest.mark.parametrize(
+    ("bf16", "chosen"), [(0.2, "bf16"), (0.8, "bf16"), (0.9, "fp32"), (1.0, "fp32"), (3.0, "fp32")]
+)
+def test_a_cpu_takes_bf16_if_it_is_clearly_faster_at_it(bf16, chosen):
+    seconds = {torch.float32: 1.0, torch.bfloat16: bf16}
+    assert fastest_precision(torch.device("cpu"), seconds.__getitem__) == chosen
+
+
+def test_a_cpu_is_timed():
+    assert 0 < product_seconds(torch.bfloat16) < 10
+    assert fastest_precision(torch.device("cpu")) in ("fp32", "bf16")
