@@ -3,9 +3,10 @@
     python benchmarks/conv_attention.py [--contexts 256 1024 4096] [--arms gpt2 mid] [--repeats 2]
 
 The baseline is the origin's GPT-2 (12 layers, 192 wide, 6 heads) with rotary positions, the others the presets of
-launch/recipes, all with GPT-2's vocabulary, in fp32. Training is `launch/train.py` itself, 8,192 tokens a step whatever
-the context, ZeRO 2 on one rank. A decoded token goes the way of `generate`: the model with its cache, the head as it
-is for generation, the likeliest word. Arms take turns, so that a machine whose speed drifts slows all of them.
+launch/recipes, all with GPT-2's vocabulary. Training is `launch/train.py` itself, as many tokens a step whatever the
+context, ZeRO 2 on one rank: 8,192 in fp32, or on a GPU 65,536 in bf16. Decoding is in fp32. A decoded token goes the
+way of `generate`: the model with its cache, the head as it is for generation, the likeliest word. Arms take turns, so
+that a machine whose speed drifts slows all of them.
 
 Losses are benchmarks/conv_quality.py's affair. Needs token shards: `make demo` writes data/demo.
 """
@@ -14,7 +15,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,14 @@ from dsllm.config import RunConfig
 from dsllm.errors import UserError, user_errors_exit
 from dsllm.models import build_model
 from dsllm.models.language_model import LanguageModel
+from dsllm.training.precision import Precision
 
 RECIPES = Path(__file__).resolve().parent.parent / "launch" / "recipes"
-VOCABULARY, TOKENS, DECODED = 50_304, 8_192, 128
+VOCABULARY, DECODED = 50_304, 128
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+TOKENS = 65_536 if ON_GPU else 8_192
+PRECISION: Precision = "bf16" if ON_GPU else "fp32"
 
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "gpt2": ("origin_gpt2", ("model.positions=rotary",)),
@@ -51,14 +57,14 @@ def model_of(arm: str, context: int) -> LanguageModel:
     recipe, overrides = ARMS[arm]
     fixed = [f"model.context={context}", f"model.vocab_size={VOCABULARY}"]
     torch.manual_seed(0)
-    return build_model(RunConfig.from_file(RECIPES / f"{recipe}.yaml", [*overrides, *fixed]).model).eval()
+    return build_model(RunConfig.from_file(RECIPES / f"{recipe}.yaml", [*overrides, *fixed]).model).eval().to(DEVICE)
 
 
 def counted_flops(model: LanguageModel, context: int) -> int:
     """Floating-point operations per token of a forward pass over one sequence, as torch counts its products."""
     # Fused attention is one operation that the counter does not know; the plain one is matrix products.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, context, dtype=torch.int64))
+        model(torch.zeros(1, context, dtype=torch.int64, device=DEVICE))
     return round(counter.get_total_flops() / context)
 
 
@@ -74,17 +80,24 @@ def tensors_of(thing: Any, seen: set[int] | None = None) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in tensors_of(part, seen)]
 
 
+def now() -> float:
+    """Seconds, when the device has done all that it was given."""
+    if ON_GPU:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @torch.no_grad()
 def decode(models: dict[str, LanguageModel], prefix: int, batch: int) -> dict[str, dict[str, list[float]]]:
     """Seconds of the prefill, and of each of `DECODED` tokens after it, arm by arm in turns of 16 tokens."""
-    ids = torch.randint(VOCABULARY, (batch, prefix), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(VOCABULARY, (batch, prefix), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     times: dict[str, dict[str, list[float]]] = {}
     state = {}
     for name, model in models.items():
-        begun = time.perf_counter()
+        begun = now()
         cache = model.new_cache()
         model.hidden(ids, cache=cache)
-        times[name] = {"prefill": [time.perf_counter() - begun], "trunk": [], "token": []}
+        times[name] = {"prefill": [now() - begun], "trunk": [], "token": []}
         score = model.head.for_generation()
         model.hidden(ids[:, -1:], cache=cache)  # what the first step alone does
         held = sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(cache))
@@ -94,11 +107,11 @@ def decode(models: dict[str, LanguageModel], prefix: int, batch: int) -> dict[st
         for name, model in models.items():
             cache, score, token = state[name]
             for _ in range(16):
-                begun = time.perf_counter()
+                begun = now()
                 hidden = model.hidden(token, cache=cache)[:, -1]
-                between = time.perf_counter()
+                between = now()
                 token = score(hidden).argmax(-1, keepdim=True)
-                end = time.perf_counter()
+                end = now()
                 times[name]["trunk"].append(between - begun)
                 times[name]["token"].append(end - begun)
             state[name] = cache, score, token
@@ -136,8 +149,11 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def measure_training(arms: Sequence[str], contexts: Sequence[int], repeats: int, data: str) -> dict[str, Any]:
-    runs: dict[str, dict[str, list[dict[str, float]]]] = {str(c): {arm: [] for arm in arms} for c in contexts}
+def measure_training(
+    arms: Sequence[str], contexts: Sequence[int], repeats: int, data: str
+) -> Iterator[dict[str, dict[str, dict[str, Any]]]]:
+    """By context and arm, what is known after each run."""
+    runs: dict[str, dict[str, list[dict[str, float]]]] = {}
     for _ in range(repeats):
         for context in contexts:
             for arm in arms:
@@ -145,15 +161,15 @@ def measure_training(arms: Sequence[str], contexts: Sequence[int], repeats: int,
                 options = [f"--{override}" for override in overrides]
                 options += [f"--model.context={context}", "--train.activation_checkpointing=none"]
                 file = str(RECIPES / f"{recipe}.yaml")
-                figures = train_steps(file, data, "fp32", 1, 4, TOKENS // context, *options)
-                runs[str(context)][arm].append(figures)
-    return {
-        context: {
-            arm: {key: report.summary([figures[key] for figures in of_arm]) for key in of_arm[0]}
-            for arm, of_arm in by_arm.items()
-        }
-        for context, by_arm in runs.items()
-    }
+                figures = train_steps(file, data, PRECISION, 1, 4, TOKENS // context, *options)
+                runs.setdefault(str(context), {}).setdefault(arm, []).append(figures)
+                yield {
+                    context: {
+                        arm: {key: report.summary([figures[key] for figures in of_arm]) for key in of_arm[0]}
+                        for arm, of_arm in by_arm.items()
+                    }
+                    for context, by_arm in runs.items()
+                }
 
 
 def size_rows(arms: Sequence[str], contexts: Sequence[int]) -> tuple[list[str], list[list[str]]]:
@@ -223,20 +239,29 @@ def main() -> None:
         for arm in arguments.arms:
             if arm not in ARMS:
                 raise UserError(f"--arms {arm}: no such arm; take {', '.join(ARMS)}")
-        header, rows = size_rows(arguments.arms, arguments.contexts)
+        sizes = report.table(*size_rows(arguments.arms, arguments.contexts))
         decoding = measure_decoding(arguments.arms, arguments.contexts, arguments.repeats)
-        training = measure_training(arguments.arms, arguments.contexts, arguments.repeats, arguments.data)
+        text = keep(arguments.repeats, sizes, decoding, {})
+        for training in measure_training(arguments.arms, arguments.contexts, arguments.repeats, arguments.data):
+            text = keep(arguments.repeats, sizes, decoding, training)
+    print(text)
+
+
+def keep(repeats: int, sizes: str, decoding: dict[str, Any], training: dict[str, Any]) -> str:
+    """The tables of what is done so far, written down: a machine that is taken away has left them."""
     about = report.machine("torch", "deepspeed")
     text = (
-        f"{about['processor']}, {about['cores']} cores, torch {about['versions']['torch']}, fp32, vocabulary "
-        f"{VOCABULARY:,}, commit {about['commit']}, {about['date']}.\n\n{report.table(header, rows)}\n\n"
-        f"Training, {TOKENS:,} tokens a step, ZeRO 2, one rank; median (least–most) of {arguments.repeats}:\n\n"
+        f"{report.described(about)}, vocabulary {VOCABULARY:,}, commit {about['commit']}, {about['date']}.\n\n"
+        f"{sizes}\n\n"
+        f"Training, {PRECISION}, {TOKENS:,} tokens a step, ZeRO 2, one rank; median (least–most) of {repeats}:\n\n"
         f"{report.table(*training_rows(training))}\n\n"
-        f"Decoding, {DECODED} tokens behind each prefix, one sequence, {arguments.repeats} times; the bound is what a "
+        f"Decoding, fp32, {DECODED} tokens behind each prefix, one sequence, {repeats} times; the bound is what a "
         f"model whose trunk took no time would reach. Steps that run coarse levels are in the mean, rarely in p50:\n\n"
         f"{report.table(*decoding_rows(decoding))}"
     )
-    report.write("conv_attention", {"machine": about, "training": training, "decoding": decoding}, text)
+    name = "conv_attention_gpu" if ON_GPU else "conv_attention"
+    report.keep(name, {"machine": about, "training": training, "decoding": decoding}, text)
+    return text
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """The processor, its cores and memory, and the versions of Python and `packages`."""
+    """The processor, its cores and memory, the GPUs that torch sees, and the versions of Python and `packages`."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
+        "gpus": _gpus() if "torch" in packages else [],
         "processor": model,
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory / 2**30, 1),
@@ -28,6 +29,12 @@ def machine(*packages: str) -> dict[str, Any]:
         "commit": _commit(),
         "date": date.today().isoformat(),
     }
+
+
+def described(about: dict[str, Any]) -> str:
+    """What `machine` found, for a table's head."""
+    gpus = f"{len(about['gpus'])} × {about['gpus'][0]}, " if about["gpus"] else ""
+    return f"{gpus}{about['processor']}, {about['cores']} cores, torch {about['versions']['torch']}"
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
@@ -49,10 +56,21 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def write(name: str, facts: dict[str, Any], text: str) -> None:
     """Print the table, and keep it and the figures as benchmarks/results/NAME.{md,json}."""
+    keep(name, facts, text)
+    print(text)
+
+
+def keep(name: str, facts: dict[str, Any], text: str) -> None:
+    """As `write`, without a word: what is done so far of a benchmark that takes long."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
     (RESULTS / f"{name}.md").write_text(text + "\n")
-    print(text)
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
 def _commit() -> str:

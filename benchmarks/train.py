@@ -67,8 +67,8 @@ def main() -> None:
     header = ["precision", "ranks", "ms per step", "tokens/s", "MFU", "peak MiB per rank"]
     about = facts["machine"]
     text = (
-        f"The origin's baseline, 8 × 256 tokens per rank and step, ZeRO 2; {about['processor']}, {about['cores']} "
-        f"cores, torch {about['versions']['torch']}; median (least–most) of {arguments.repeats} runs. Matrix peak: "
+        f"The origin's baseline, 8 × 256 tokens per rank and step, ZeRO 2; {report.described(about)}; "
+        f"median (least–most) of {arguments.repeats} runs. Matrix peak: "
         + ", ".join(f"{precision} {peak / 1e9:,.0f} GFLOP/s" for precision, peak in peaks.items())
     )
     report.write("train", facts, f"{text}\n\n{report.table(header, rows)}")

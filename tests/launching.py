@@ -15,17 +15,27 @@ HAS_FP16 = torch.ops.mkldnn._is_mkldnn_fp16_supported()  # what DeepSpeed asks o
 needs_fp16 = pytest.mark.skipif(not HAS_FP16, reason="DeepSpeed takes fp16 only on CPUs with instructions for it")
 
 
-def environment() -> dict[str, str]:
+_SEEN = os.environ.setdefault(
+    "GPUS_OF_THE_TESTS", os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
+)
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+GPUS = len(_SEEN.split(",")) if _SEEN else 0
+"""Of this machine, which the tests do not see: they run on CPUs, alike everywhere, but for those of GPUs."""
+
+
+def environment(on_gpu: bool = False) -> dict[str, str]:
     """This process's environment, with one thread for each rank: the tests have two cores."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{DEEPSPEED.parent}{os.pathsep}{os.environ['PATH']}"}
+    shown = {"CUDA_VISIBLE_DEVICES": _SEEN} if on_gpu else {}
+    path = f"{DEEPSPEED.parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **shown}
 
 
-def start(command: list[Any], **options: Any) -> "subprocess.Popen[str]":
+def start(command: list[Any], on_gpu: bool = False, **options: Any) -> "subprocess.Popen[str]":
     """Start a command in the repository's folder; both its outputs are in `stdout`."""
     return subprocess.Popen(
         [str(word) for word in command],
         cwd=REPOSITORY,
-        env=environment(),
+        env=environment(on_gpu),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -33,9 +43,9 @@ def start(command: list[Any], **options: Any) -> "subprocess.Popen[str]":
     )
 
 
-def run(command: list[Any], expect: int = 0) -> str:
+def run(command: list[Any], expect: int = 0, on_gpu: bool = False) -> str:
     """Run a command to its end and give what it printed; fails unless it exits with `expect`."""
-    process = start(command)
+    process = start(command, on_gpu)
     try:
         output, _ = process.communicate(timeout=300)
     finally:
