@@ -4,6 +4,7 @@
     python -m data_prep verify DIR
     python -m data_prep inspect DIR
     python -m data_prep convert SRC --to nanogpt --out DIR
+    python -m data_prep reasoning --task perm_chain --out DIR
 
 fire calls a command before it has looked at all flags, and only then complains about one it does not know. So a command
 here checks and returns what is to be done, and `main` does it once fire is content.
@@ -17,54 +18,21 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
 
 import fire
 from fire.core import FireExit
-from fire.decorators import SetParseFns
 
 from data_prep.batches import ERROR_POLICIES
 from data_prep.convert import FORMATS
 from data_prep.convert import convert as convert_files
+from data_prep.flags import Action, closest, values, whole
 from data_prep.inspection import first_documents, summary
 from data_prep.prepare import Request, prepare
+from data_prep.reasoning.command import reasoning
 from dsllm.data.verify import verify_folder
 from dsllm.errors import DataError, user_errors_exit
-
-
-@dataclass(frozen=True)
-class _Action:
-    """What a command will do."""
-
-    do: Callable[[], None]
-
-
-def _value(flag: str) -> Callable[[str], str]:
-    """Takes a flag's value as it stands, where fire would read `12` or `a,b` as Python."""
-
-    def parse(value: str) -> str:
-        # What fire passes for a flag that stands there without a value.
-        if value in ("True", ""):
-            raise DataError(f"--{flag}: needs a value; see `python -m data_prep COMMAND --help`")
-        return value
-
-    return parse
-
-
-def _values(*flags: str) -> Callable[[Callable[..., _Action]], Callable[..., _Action]]:
-    return SetParseFns(**{flag: _value(flag) for flag in flags})
-
-
-def _whole(flag: str, value: str | int | None) -> int | None:
-    if value is None:
-        return None
-    try:
-        return int(str(value).replace("_", ""))
-    except ValueError:
-        raise DataError(f"--{flag} {value}: not a whole number") from None
 
 
 def _shares(value: str) -> tuple[float, ...]:
@@ -74,7 +42,7 @@ def _shares(value: str) -> tuple[float, ...]:
         raise DataError(f"--splits {value}: not numbers; give train, val and test as in --splits 0.8,0.1,0.1") from None
 
 
-@_values(
+@values(
     "source", "out", "tokenizer", "fields", "splits", "shard_tokens", "workers", "limit_documents", "errors",
     "revision", "subset", "source_split",
 )  # fmt: skip
@@ -92,7 +60,7 @@ def tokenize(
     subset: str | None = None,
     source_split: str = "train",
     fresh: bool = False,
-) -> _Action:
+) -> Action:
     """Turn text into a data folder: token shards for train, val and test, and a manifest.
 
     Stopped at any moment, the same command goes on where it stopped and ends with the same bytes.
@@ -122,14 +90,14 @@ def tokenize(
         tokenizer=tokenizer,
         fields=names or None,
         splits=_shares(splits),
-        shard_tokens=_whole("shard_tokens", shard_tokens) or 0,
-        limit_documents=_whole("limit_documents", limit_documents),
+        shard_tokens=whole("shard_tokens", shard_tokens) or 0,
+        limit_documents=whole("limit_documents", limit_documents),
         errors=errors,  # type: ignore[arg-type]  # one of the policies, by the check above
         revision=revision,
         subset=subset,
         source_split=source_split,
     )
-    threads = _whole("workers", workers)
+    threads = whole("workers", workers)
 
     def do() -> None:
         outcome = prepare(
@@ -145,11 +113,11 @@ def tokenize(
             )
         print(summary(Path(out)))
 
-    return _Action(do)
+    return Action(do)
 
 
-@_values("folder")
-def verify(folder: str) -> _Action:
+@values("folder")
+def verify(folder: str) -> Action:
     """Read a data folder from end to end and report everything that is wrong with it.
 
     Args:
@@ -162,11 +130,11 @@ def verify(folder: str) -> _Action:
             raise DataError("\n".join([f"{folder}: {len(report.problems)} problems", *report.problems]))
         print(f"{folder}: {len(report.manifest.shards)} shards, all sound")
 
-    return _Action(do)
+    return Action(do)
 
 
-@_values("folder", "split", "documents")
-def inspect_folder(folder: str, split: str = "train", documents: str = "3") -> _Action:
+@values("folder", "split", "documents")
+def inspect_folder(folder: str, split: str = "train", documents: str = "3") -> Action:
     """Show what a data folder holds, and its first documents as text.
 
     Args:
@@ -174,18 +142,18 @@ def inspect_folder(folder: str, split: str = "train", documents: str = "3") -> _
         split: train, val or test.
         documents: How many documents to show.
     """
-    count = _whole("documents", documents) or 0
+    count = whole("documents", documents) or 0
 
     def do() -> None:
         print(summary(Path(folder)))
         for document in first_documents(Path(folder), split, count):
             print(document)
 
-    return _Action(do)
+    return Action(do)
 
 
-@_values("source", "to", "out", "tokenizer")
-def convert(source: str, to: str, out: str, tokenizer: str = "gpt2") -> _Action:
+@values("source", "to", "out", "tokenizer")
+def convert(source: str, to: str, out: str, tokenizer: str = "gpt2") -> Action:
     """Convert a data folder to another project's token files, or those to a data folder.
 
     Args:
@@ -196,14 +164,15 @@ def convert(source: str, to: str, out: str, tokenizer: str = "gpt2") -> _Action:
     """
     if to not in FORMATS:
         raise DataError(f"--to {to}: no such format; take {', '.join(FORMATS)}")
-    return _Action(lambda: print(convert_files(Path(source), to, Path(out), tokenizer)))
+    return Action(lambda: print(convert_files(Path(source), to, Path(out), tokenizer)))
 
 
-COMMANDS: dict[str, Callable[..., _Action]] = {
+COMMANDS: dict[str, Callable[..., Action]] = {
     "tokenize": tokenize,
     "verify": verify,
     "inspect": inspect_folder,
     "convert": convert,
+    "reasoning": reasoning,
 }
 
 
@@ -226,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(143 if isinstance(stop, _Terminated) else 130) from None
 
 
-def _action(argv: list[str]) -> _Action:
+def _action(argv: list[str]) -> Action:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
@@ -236,7 +205,7 @@ def _action(argv: list[str]) -> _Action:
             print(_help(said.getvalue()), end="")
             raise SystemExit(0) from None
         raise DataError(_in_words(stop.trace.elements[-1].ErrorAsStr(), argv)) from None
-    if not isinstance(action, _Action):
+    if not isinstance(action, Action):
         raise DataError(f"{' '.join(argv)}: no such command; take {', '.join(COMMANDS)}")
     return action
 
@@ -252,14 +221,10 @@ def _in_words(problem: str, argv: list[str]) -> str:
     what = problem.rpartition(": ")[2].strip()
     command = argv[0] if argv and argv[0] in COMMANDS else None
     if command is None:
-        return f"{what}: no such command; take {_closest(what, list(COMMANDS))}"
+        return f"{what}: no such command; take {closest(what, list(COMMANDS))}"
     flags = [f"--{name}" for name in inspect.signature(COMMANDS[command]).parameters]
     if "required argument" in problem:
         return f"{command}: --{what} is missing; it needs one"
     if what.startswith("-"):
-        return f"{what}: no such flag of {command}; take {_closest(what.partition('=')[0], flags)}"
+        return f"{what}: no such flag of {command}; take {closest(what.partition('=')[0], flags)}"
     return f"{what}: one argument too many for {command}; put names with spaces in quotes"
-
-
-def _closest(name: str, known: list[str]) -> str:
-    return next(iter(get_close_matches(name, known, n=1)), ", ".join(known))

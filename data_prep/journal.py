@@ -16,19 +16,20 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from data_prep.splits import NAMES
 from dsllm.data.files import os_errors_named, write_atomically
-from dsllm.data.manifest import MANIFEST_NAME, RATES_NAME, Manifest, ShardInfo
+from dsllm.data.manifest import DEPTHS, LABELS, MANIFEST_NAME, RATES_NAME, Manifest, ShardInfo
 from dsllm.errors import DataError
 from dsllm.tokenizer.hugging_face import CONFIG_FILE, TOKENIZER_FILE
 
 JOURNAL_NAME = "journal.json"
-OURS = re.compile(rf"(?:{'|'.join(NAMES)})_\d{{5,}}\.(?:bin|idx)")
+SPLITS = (*NAMES, "beyond")
+OURS = re.compile(rf"(?:{'|'.join(SPLITS)})_\d{{5,}}(?:\.(?:{LABELS}|{DEPTHS}))?\.(?:bin|idx)")
 SIDE_FILES = (JOURNAL_NAME, MANIFEST_NAME, RATES_NAME, TOKENIZER_FILE, CONFIG_FILE)
 
 
@@ -158,3 +159,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def made_folder(out: Path) -> Iterator[None]:
+    """Makes the folder and its parents; after an error those made here are gone again if nothing is in them."""
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    with os_errors_named(out):
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise

@@ -8,7 +8,7 @@ complete   rates, manifest, and the journal goes
 
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from data_prep.journal import (
     differences,
     is_ours,
     locked,
+    made_folder,
     remove_everything,
     remove_unknown,
     was_prepared,
@@ -34,7 +35,7 @@ from data_prep.sources.base import Source
 from data_prep.sources.installed import PREFIX
 from data_prep.sources.opening import open_source
 from data_prep.splits import SplitRule
-from dsllm.data.files import os_errors_named, write_atomically
+from dsllm.data.files import write_atomically
 from dsllm.data.manifest import MANIFEST_NAME, Manifest, write_rates
 from dsllm.errors import DataError
 from dsllm.tokenizer import Tokenizer, load_tokenizer
@@ -129,7 +130,7 @@ def prepare(request: Request, out: Path, *, workers: int, fresh: bool = False, s
     tokenizer = load_tokenizer(request.tokenizer)
     if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.path.resolve().parent == out.resolve():
         raise DataError(f"--tokenizer {request.tokenizer}: lies in the folder that is written to; keep it elsewhere")
-    with _folder(out), locked(out):
+    with made_folder(out), locked(out):
         earlier = _earlier(out, fresh=fresh)
         source = request.open(earlier.manifest.source if earlier else None)
         manifest = request.manifest(source, tokenizer, rule)
@@ -301,18 +302,3 @@ def _copy_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
             # The loader looks for these names, whatever the file was called.
             name = TOKENIZER_FILE if file == tokenizer.path else CONFIG_FILE
             write_atomically(out / name, file.read_bytes())
-
-
-@contextmanager
-def _folder(out: Path) -> Iterator[None]:
-    """Makes the folder and its parents; after an error those made here are gone again if nothing is in them."""
-    made = [path for path in (out, *out.parents) if not path.exists()]
-    with os_errors_named(out):
-        out.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
-        raise

@@ -83,8 +83,10 @@ class IndexedWriter:
         DataError: an empty document, a token id that `dtype` cannot hold, a full disk, a missing folder.
     """
 
-    def __init__(self, prefix: Path, dtype: npt.DTypeLike) -> None:
+    def __init__(self, prefix: Path, dtype: npt.DTypeLike, *, signed: bool = False) -> None:
+        """`signed`: whether numbers below 0 are meant, as in labels; among tokens they are a mistake."""
         self.prefix = Path(prefix)
+        self._least = np.iinfo(dtype).min if signed else 0
         self.dtype = np.dtype(dtype).newbyteorder("<")
         codes = [code for code, known in DTYPES.items() if known == self.dtype]
         if not codes:
@@ -114,8 +116,8 @@ class IndexedWriter:
         if int(sizes.max()) > np.iinfo(np.int32).max:
             raise DataError(f"{self._bin}: a document of {int(sizes.max()):,} tokens; the format holds 2,147,483,647")
         lowest, highest, largest = int(tokens.min()), int(tokens.max()), np.iinfo(self.dtype).max
-        if lowest < 0 or highest > largest:
-            wrong = lowest if lowest < 0 else highest
+        if lowest < self._least or highest > largest:
+            wrong = lowest if lowest < self._least else highest
             raise DataError(f"{self._bin}: token id {wrong}; {self.dtype.name} holds 0 to {largest}, take int32")
         content = np.ascontiguousarray(tokens, dtype=self.dtype).data.cast("B")
         with os_errors_named(self._bin):

@@ -22,6 +22,8 @@ from dsllm.errors import DataError
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 RATES_NAME = "rates.json"
+LABELS, DEPTHS = "labels", "depths"
+"""Streams that may go with the tokens: NAME.labels.bin and .idx, …"""
 SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -49,6 +51,13 @@ class TokenizerInfo(_Record):
         return f"{self.name} ({self.size:,} symbols, vocabulary {self.vocab_sha256[:8]})"
 
 
+class StreamInfo(_Record):
+    """A pair of files that goes with a shard's, with as many numbers in as many documents."""
+
+    bin_sha256: str = Field(pattern=SHA256)
+    idx_sha256: str = Field(pattern=SHA256)
+
+
 class ShardInfo(_Record):
     """One pair of files, `name`.bin and `name`.idx."""
 
@@ -63,6 +72,14 @@ class ShardInfo(_Record):
     """UTF-8 bytes of the documents' text, from which bits per byte are counted."""
     bin_sha256: str = Field(pattern=SHA256)
     idx_sha256: str = Field(pattern=SHA256)
+    parallel: dict[str, StreamInfo] = {}
+    """What goes with the tokens, by name: labels, depths."""
+
+    @property
+    def files(self) -> list[str]:
+        """The names of all its files."""
+        stems = [self.name, *(f"{self.name}.{stream}" for stream in self.parallel)]
+        return [f"{stem}{suffix}" for stem in stems for suffix in (".bin", ".idx")]
 
 
 class Manifest(_Record):

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from dsllm.data.files import sha256_of
-from dsllm.data.indexed import REPREPARE, bin_path, idx_path
-from dsllm.data.manifest import Manifest, ShardInfo
+from dsllm.data.indexed import REPREPARE, IndexedPair, bin_path, idx_path
+from dsllm.data.manifest import LABELS, Manifest, ShardInfo, StreamInfo
 from dsllm.data.shards import open_shard
 from dsllm.errors import DataError
 
@@ -57,7 +57,7 @@ def verify_folder(path: Path, progress: Callable[[ShardInfo], object] = lambda s
         except DataError as error:
             report.problems.append(str(error))
         progress(shard)
-    known = {f"{shard.name}{suffix}" for shard in report.manifest.shards for suffix in (".bin", ".idx")}
+    known = {file for shard in report.manifest.shards for file in shard.files}
     there = {file.name for suffix in (".bin", ".idx") for file in folder.glob(f"*{suffix}")}
     report.problems += [
         f"{folder / name}: not in the manifest; move it out of the folder" for name in sorted(there - known)
@@ -67,13 +67,11 @@ def verify_folder(path: Path, progress: Callable[[ShardInfo], object] = lambda s
 
 def _verify_shard(folder: Path, shard: ShardInfo, manifest: Manifest) -> None:
     prefix = folder / shard.name
-    for file, expected in ((bin_path(prefix), shard.bin_sha256), (idx_path(prefix), shard.idx_sha256)):
-        if (found := sha256_of(file)) != expected:
-            raise DataError(
-                f"{file}: SHA-256 {found[:16]}…, the manifest has {expected[:16]}…; fetch it again or {REPREPARE}"
-            )
+    _verify_checksums(prefix, shard)
     pair = open_shard(folder, shard)
     pair.check_index()
+    for name, stream in shard.parallel.items():
+        _verify_stream(prefix.with_name(f"{shard.name}.{name}"), stream, pair, manifest.tokenizer.size)
     for start in range(0, len(pair.tokens), CHUNK_TOKENS):
         chunk = pair.tokens[start : start + CHUNK_TOKENS]
         low, high = int(chunk.min()), int(chunk.max())
@@ -86,3 +84,24 @@ def _verify_shard(folder: Path, shard: ShardInfo, manifest: Manifest) -> None:
         if len(open_ended):
             document = start + int(open_ended[0])
             raise DataError(f"{bin_path(prefix)}: document {document} does not end with end-of-text; {REPREPARE}")
+
+
+def _verify_checksums(prefix: Path, of: ShardInfo | StreamInfo) -> None:
+    for file, expected in ((bin_path(prefix), of.bin_sha256), (idx_path(prefix), of.idx_sha256)):
+        if (found := sha256_of(file)) != expected:
+            raise DataError(
+                f"{file}: SHA-256 {found[:16]}…, the manifest has {expected[:16]}…; fetch it again or {REPREPARE}"
+            )
+
+
+def _verify_stream(prefix: Path, stream: StreamInfo, tokens: IndexedPair, symbols: int) -> None:
+    """One that goes with a shard's tokens: as many numbers in each document, none beyond the vocabulary."""
+    _verify_checksums(prefix, stream)
+    pair = IndexedPair(prefix)
+    pair.check_index()
+    if len(pair.sizes) != len(tokens.sizes) or (pair.sizes != tokens.sizes).any():
+        raise DataError(f"{bin_path(prefix)}: not as many numbers in each document as there are tokens; {REPREPARE}")
+    chunks = range(0, len(pair.tokens), CHUNK_TOKENS)
+    highest = max(int(pair.tokens[start : start + CHUNK_TOKENS].max()) for start in chunks)
+    if prefix.suffix == f".{LABELS}" and highest >= symbols:
+        raise DataError(f"{bin_path(prefix)}: label {highest}, the vocabulary ends before; {REPREPARE}")

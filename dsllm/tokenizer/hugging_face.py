@@ -29,10 +29,12 @@ class HuggingFaceTokenizer(Tokenizer):
         DataError: missing, not a tokenizer, or with no token to end a document.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: bytes | None = None) -> None:
+        """`content`: what the file will hold, if it is not there yet."""
         self.path = Path(path)
-        with os_errors_named(self.path):
-            content = self.path.read_bytes()
+        if content is None:
+            with os_errors_named(self.path):
+                content = self.path.read_bytes()
         try:
             self._definition = json.loads(content)
             self._backend = Backend.from_str(content.decode())

@@ -1,0 +1,45 @@
+"""What the commands share: flags as they stand, numbers in them, and a word that was meant."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from fire.decorators import SetParseFns
+
+from dsllm.errors import DataError
+
+
+@dataclass(frozen=True)
+class Action:
+    """What a command will do."""
+
+    do: Callable[[], None]
+
+
+def value(flag: str) -> Callable[[str], str]:
+    """Takes a flag's value as it stands, where fire would read `12` or `a,b` as Python."""
+
+    def parse(value: str) -> str:
+        # What fire passes for a flag that stands there without a value.
+        if value in ("True", ""):
+            raise DataError(f"--{flag}: needs a value; see `python -m data_prep COMMAND --help`")
+        return value
+
+    return parse
+
+
+def values(*flags: str) -> Callable[[Callable[..., Action]], Callable[..., Action]]:
+    return SetParseFns(**{flag: value(flag) for flag in flags})
+
+
+def whole(flag: str, value: str | int | None) -> int | None:
+    if value is None:
+        return None
+    try:
+        return int(str(value).replace("_", ""))
+    except ValueError:
+        raise DataError(f"--{flag} {value}: not a whole number") from None
+
+
+def closest(name: str, known: list[str]) -> str:
+    return next(iter(get_close_matches(name, known, n=1)), ", ".join(known))
