@@ -10,5 +10,7 @@ splits.py               which split a document belongs to
 prepare.py, journal.py  one run from source to folder; where it goes on after a kill
 shard_set.py            the files that are open at a time
 progress.py             bar and rates
+flags.py                what the commands share
+reasoning/              problems with chains of known length, made and labelled
 convert.py, inspect.py  other projects' formats; a folder's first documents
 """

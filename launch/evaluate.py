@@ -1,6 +1,7 @@
 """Evaluate a run's model on one of its splits: loss in nats per token, bits per byte, perplexity.
 
 python launch/evaluate.py RUN_OR_CHECKPOINT [--split test] [--samples N] [--micro_batch_size 8] [--period 64]
+python launch/evaluate.py RUN_OR_CHECKPOINT --reasoning      accuracy by chain length, trained on and beyond
 """
 
 import argparse
@@ -13,12 +14,16 @@ import numpy as np
 import torch
 
 from dsllm.command_line import positive
+from dsllm.config import RunConfig
 from dsllm.data.batches import EvaluationBatch, evaluation_batches
+from dsllm.data.dataset import SampleSource
+from dsllm.data.manifest import Manifest
 from dsllm.errors import UserError, user_errors_exit
 from dsllm.training.checkpoints import find_checkpoint
-from dsllm.training.evaluation import evaluate, phase_losses
+from dsllm.training.evaluation import Evaluation, evaluate, phase_losses
 from dsllm.training.leak import LeakAlarm
 from dsllm.training.loading import load_model
+from dsllm.training.reasoning import ChainAccuracy
 from dsllm.training.run_folder import check_same_tokenizer
 from dsllm.training.sources import open_split, resolve_vocabulary
 
@@ -26,20 +31,23 @@ from dsllm.training.sources import open_split, resolve_vocabulary
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
-    parser.add_argument("--split", default="test", choices=["train", "val", "test"])
+    parser.add_argument("--split", default="test", choices=["train", "val", "test", "beyond"])
     parser.add_argument("--samples", type=positive, help="samples, evenly spaced over the split; by default all")
     parser.add_argument("--micro_batch_size", type=positive, default=8, help="samples in one forward pass")
     parser.add_argument("--period", type=positive, help="also the loss by phase: position in the sample mod this")
+    parser.add_argument("--reasoning", action="store_true", help="accuracy by chain length, on test and beyond")
     arguments = parser.parse_args()
     with user_errors_exit():
         checkpoint = find_checkpoint(arguments.run)
         config, tokenizer = resolve_vocabulary(checkpoint.config())
         check_same_tokenizer(checkpoint, tokenizer.info)
-        source = open_split(config, arguments.split)
+        splits = _splits_of_reasoning(config) if arguments.reasoning else [arguments.split]
+        sources = {split: open_split(config, split) for split in splits}
+        source = sources[splits[0]]
         if arguments.period is not None and arguments.period > config.model.context:
             raise UserError(f"--period {arguments.period}: longer than the context, {config.model.context}; take less")
 
-        def batches() -> Iterator[EvaluationBatch]:
+        def batches(source: SampleSource) -> Iterator[EvaluationBatch]:
             return evaluation_batches(
                 source,
                 samples=arguments.samples,
@@ -51,29 +59,67 @@ def main() -> None:
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = load_model(checkpoint.path).to(device)
-        result = evaluate(model, batches(), tokenizer.token_bytes(), device)
-        assert result is not None
-        alarm = LeakAlarm(model.count_parameters(), model.vocab_size, device, config.data.mask_documents)
-        words = alarm.after(model, source, arguments.split, result.bits_per_byte)
         step = checkpoint.progress.step
-        print(f"{arguments.split} at step {step}: {result}")
+        results: dict[str, Evaluation] = {}
+        for split, of in sources.items():
+            result = evaluate(model, batches(of), tokenizer.token_bytes(), device)
+            assert result is not None
+            results[split] = result
+            print(f"{split} at step {step}: {result}")
+        result = results[splits[0]]
+        alarm = LeakAlarm(model.count_parameters(), model.vocab_size, device, config.data.mask_documents)
+        words = alarm.after(model, source, splits[0], result.bits_per_byte)
         if words is not None:
             print(words)
         facts: dict[str, Any] = {
-            "split": arguments.split,
+            "split": splits[0],
             "step": step,
             "loss": result.loss,
             "bits_per_byte": result.bits_per_byte,
         }
         facts |= {"perplexity": result.perplexity, "tokens": result.tokens}
+        if arguments.reasoning:
+            chance = _chance(config)
+            chains = {split: of.chains for split, of in results.items() if of.chains is not None}
+            print(_table(chains, chance))
+            facts["reasoning"] = {split: of.record() for split, of in chains.items()}
+            facts["chance"] = chance
         if arguments.period is not None:
-            losses, _ = phase_losses(model, batches(), arguments.period, device)
+            losses, _ = phase_losses(model, batches(source), arguments.period, device)
             seen = losses[~np.isnan(losses)]
             print(f"loss by phase, position mod {arguments.period}: {' '.join(f'{loss:.3f}' for loss in seen)}")
             if seen.min() > 0:
                 print(f"  the worst phase has {seen.max() / seen.min():.3f} times the loss of the best")
             facts["loss_by_phase"] = seen.tolist()
     print(json.dumps(facts))
+
+
+def _splits_of_reasoning(config: RunConfig) -> list[str]:
+    """test and, where there is one, beyond. Raises `UserError` if the run's data are no problems."""
+    if not open_split(config, "test").labelled:
+        raise UserError(
+            f"--reasoning: {', '.join(config.data.paths)} holds text, not problems with chains; train on a folder that "
+            f"`python -m data_prep reasoning` made"
+        )
+    return ["test", *(["beyond"] if all("beyond" in Manifest.read(Path(p)).splits for p in config.data.paths) else [])]
+
+
+def _chance(config: RunConfig) -> dict[str, float]:
+    """By chain length, what guessing is worth; of the first folder."""
+    chance = Manifest.read(Path(config.data.paths[0])).source.get("chance")
+    return {str(length): float(str(share)) for length, share in chance.items()} if isinstance(chance, dict) else {}
+
+
+def _table(by_split: dict[str, ChainAccuracy], chance: dict[str, float]) -> str:
+    lines = [f"{'split':8}{'chain':>6}{'accuracy':>10}  {'95 %':14}{'chance':>7}{'answers':>9}"]
+    for split, chains in by_split.items():
+        for length in chains.lengths:
+            low, high = chains.interval(length)
+            guess = f"{chance[str(length)]:.3f}" if str(length) in chance else ""
+            share = f"{chains.share(length):>10.3f}  {f'{low:.3f} – {high:.3f}':14}"
+            lines.append(f"{split:8}{length:>6}{share}{guess:>7}{chains.asked[length]:>9,}")
+        lines.append(f"{split}: H90 {chains.h90}, mean accuracy over lengths {chains.area:.3f}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     DIR/train_00000.{bin,idx}           tokens, a document for each problem, as of any data folder
     DIR/train_00000.labels.{bin,idx}    int32, as many: what is to be said at each position, -100 where nothing is asked
-    DIR/train_00000.depths.{bin,idx}    uint16, as many: how long the chain is up to there, 0 where nothing is asked
+    DIR/train_00000.depths.{bin,idx}    uint16, as many: where an answer ends, the length of its chain, else 0
     DIR/val_…  test_…                   of the same lengths as train
     DIR/beyond_…                        of longer chains, to be tested on
     DIR/tokenizer.json  manifest.json
@@ -90,6 +90,7 @@ class ProblemRequest:
 
     def manifest(self, tokenizer: Tokenizer) -> Manifest:
         """Of a folder that has just begun."""
+        longest = max(*self.lengths, *self.beyond, 1)
         source: dict[str, JsonValue] = {
             "source": f"reasoning:{self.task.name}",
             **self.task.model_dump(mode="json"),
@@ -99,7 +100,7 @@ class ProblemRequest:
             "held_out": self.held_out,
             "seed": self.seed,
             "vocabulary": self.vocabulary,
-            "chance": {str(length): self.task.chance(length) for length in (*self.lengths, *self.beyond)},
+            "chance": {str(length): self.task.chance(length) for length in range(1, longest + 1)},
         }
         rule: dict[str, JsonValue] = {"hash": "of the tokens", "train": 14 / 16, "val": 1 / 16, "test": 1 / 16}
         return Manifest(complete=False, tokenizer=tokenizer.info, source=source, split_rule=rule, shards=[])

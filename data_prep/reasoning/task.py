@@ -4,8 +4,9 @@
                             labels   -    1    3    0        the state so far: what is to be said at each position
                             depths   0    1    2    3        how long the chain is up to there; 0: nothing is asked
 
-A label is not the next token: nothing that a model reads says how far it has got. All arrays are made whole, many
-problems at a time, by numpy; every task has a brute-force check of its labels among the tests.
+A label is not the next token: nothing that a model reads says how far it has got. An answer of several tokens has its
+depth at the last of them alone. All arrays are made whole, many problems at a time, by numpy; every task has a
+brute-force check of its labels among the tests.
 """
 
 from abc import abstractmethod
@@ -29,7 +30,7 @@ class Problems(NamedTuple):
     labels: Array
     """The token to be said at a position, `NO_LABEL` where none is asked for."""
     depths: Array
-    """The length of the chain up to a label, from 1; 0 where there is none."""
+    """Where an answer ends, the length of its chain, from 1; elsewhere 0, before its end too."""
 
     @classmethod
     def unlabelled(cls, tokens: Array) -> "Problems":

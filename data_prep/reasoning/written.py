@@ -32,7 +32,7 @@ class Written(Task):
         tokens = self.characters([question + answer for question, answer in zip(questions, answers, strict=True)])
         problems, size = Problems.unlabelled(tokens), len(answers[0])
         problems.labels[:, -size - 1 : -1] = tokens[:, -size:]
-        problems.depths[:, -size - 1 : -1] = length
+        problems.depths[:, -2] = length
         return problems
 
 

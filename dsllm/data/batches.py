@@ -20,15 +20,25 @@ import numpy.typing as npt
 from dsllm.data.dataset import SampleSource
 from dsllm.errors import ConfigError
 
+NO_TARGET = -100
+"""A target that is not scored, as torch's cross_entropy has it."""
+
 
 @dataclass(frozen=True)
 class Batch:
     """What one rank trains on in one optimizer step."""
 
     tokens: npt.NDArray[np.int64]
-    """Shape (micro_batches, B, T + 1): inputs are [..., :-1], targets [..., 1:]."""
+    """Shape (micro_batches, B, T + 1): inputs are [..., :-1]."""
     document_ids: npt.NDArray[np.int64] | None
     """Shape (micro_batches, B, T): tokens of different ids must not attend to each other; None without masking."""
+    labels: npt.NDArray[np.int64] | None = None
+    """Shape (micro_batches, B, T), -100 for nothing; None where the next token is to be predicted."""
+
+    @property
+    def targets(self) -> npt.NDArray[np.int64]:
+        """What is to be predicted, shape (micro_batches, B, T)."""
+        return self.tokens[..., 1:] if self.labels is None else self.labels
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,16 @@ class EvaluationBatch:
     """Shape (B, T), or None without masking."""
     valid: npt.NDArray[np.bool_]
     """Shape (B,): False where the row is padding, whose targets must not count."""
+    labels: npt.NDArray[np.int64] | None = None
+    """Shape (B, T), -100 for nothing; None where the next token is to be predicted."""
+    depths: npt.NDArray[np.int64] | None = None
+    """Shape (B, T), with labels: where an answer ends, the length of its chain, else 0."""
+
+    @property
+    def targets(self) -> npt.NDArray[np.int64]:
+        """What is to be predicted, shape (B, T); -100 for nothing, and all over rows of padding."""
+        targets = self.tokens[:, 1:] if self.labels is None else self.labels
+        return np.where(self.valid[:, None], targets, NO_TARGET)
 
 
 def micro_batches(*, global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
@@ -98,9 +118,12 @@ class BatchLoader:
         indices = self.source.indices_at(numbers, seed=self.seed)
         shape = (self.micro_batches, self.micro_batch_size, -1)
         tokens = np.stack([self.source.sample(int(i)) for i in indices]).reshape(shape)
-        if not self.mask_documents:
-            return Batch(tokens, None)
-        return Batch(tokens, np.stack([self.source.document_ids(int(i)) for i in indices]).reshape(shape))
+        ids = labels = None
+        if self.mask_documents:
+            ids = np.stack([self.source.document_ids(int(i)) for i in indices]).reshape(shape)
+        if self.source.labelled:
+            labels = np.stack([self.source.labels(int(i))[0] for i in indices]).reshape(shape)
+        return Batch(tokens, ids, labels)
 
 
 class Prefetcher:
@@ -162,10 +185,15 @@ def evaluation_batches(
     for start in range(0, passes * micro_batch_size, micro_batch_size):
         rows = mine[start : start + micro_batch_size]
         tokens = np.zeros((micro_batch_size, source.context + 1), np.int64)
-        ids = np.zeros((micro_batch_size, source.context), np.int64) if mask_documents else None
+        ids, labels, depths = (
+            np.zeros((micro_batch_size, source.context), np.int64) if wanted else None
+            for wanted in (mask_documents, source.labelled, source.labelled)
+        )
         for row, number in enumerate(rows):
             i = number * available // wanted
             tokens[row] = source.sample(i)
             if ids is not None:
                 ids[row] = source.document_ids(i)
-        yield EvaluationBatch(tokens, ids, np.arange(micro_batch_size) < len(rows))
+            if labels is not None and depths is not None:
+                labels[row], depths[row] = source.labels(i)
+        yield EvaluationBatch(tokens, ids, np.arange(micro_batch_size) < len(rows), labels, depths)

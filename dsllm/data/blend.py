@@ -43,13 +43,17 @@ class Blend:
         if wrong:
             raise ConfigError(f"weight {wrong[0]} of a data set; weights are above 0: leave out what is not to be read")
         first = sources[0]
+        if len({source.labelled for source in sources}) > 1:
+            raise DataError(
+                "problems with labels and plain text in one blend; train on them in turn, or make one folder"
+            )
         for source in sources[1:]:
             if source.context != first.context:
                 raise DataError(f"contexts {first.context} and {source.context} in one blend; open all with the same")
             if (a := first.tokenizer) and (b := source.tokenizer) and not a.same_as(b):
                 raise DataError(f"tokenizers {a} and {b} in one blend; prepare all folders with the same")
         self.sources = list(sources)
-        self.context, self.tokenizer = first.context, first.tokenizer
+        self.context, self.tokenizer, self.labelled = first.context, first.tokenizer, first.labelled
         exact = [Fraction(repr(float(weight))) for weight in weights]
         scale = lcm(*(weight.denominator for weight in exact))
         self._weight_before = [0, *accumulate(int(weight * scale) for weight in exact)]
@@ -68,6 +72,11 @@ class Blend:
         """Which document of sample `i` each input token belongs to, shape (context,)."""
         source, inside = self._locate(i)
         return self.sources[source].document_ids(inside)
+
+    def labels(self, i: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """What is to be predicted at each input token of sample `i`, and the depths; shapes (context,)."""
+        source, inside = self._locate(i)
+        return self.sources[source].labels(inside)
 
     def indices_at(self, numbers: npt.NDArray[np.int64], *, seed: int) -> npt.NDArray[np.int64]:
         """The samples at these positions of a run; shapes (any,)."""

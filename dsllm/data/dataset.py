@@ -29,6 +29,8 @@ class SampleSource(Protocol):
 
     context: int
     tokenizer: TokenizerInfo | None
+    labelled: bool
+    """Whether labels say what is to be predicted at each position; else that is the next token."""
 
     def __len__(self) -> int:
         """Samples that differ."""
@@ -38,6 +40,10 @@ class SampleSource(Protocol):
 
     def document_ids(self, i: int) -> npt.NDArray[np.int64]:
         """Which document of sample `i` each input token belongs to: 0, 1, 2, …, shape (context,)."""
+
+    def labels(self, i: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Of a labelled source, shapes (context,): what is to be predicted at each input token of sample `i`, -100 for
+        nothing; and where an answer ends, how long the chain of reasoning up to it is, else 0."""
 
     def indices_at(self, numbers: npt.NDArray[np.int64], *, seed: int) -> npt.NDArray[np.int64]:
         """The samples that come at these positions of a run, counted from 0 over all epochs; shapes (any,)."""
@@ -57,6 +63,8 @@ class TokenDataset:
     Raises:
         DataError: what `open_split` finds wrong, or fewer tokens than one window.
     """
+
+    labelled = False
 
     def __init__(self, path: Path, split: str, context: int, tokenizer: TokenizerInfo | None = None) -> None:
         self.path, self.split, self.context = Path(path), split, context
@@ -123,6 +131,10 @@ class TokenDataset:
             begins[inside + base - start] = 1
             number += 1
         return begins.cumsum()
+
+    def labels(self, i: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """There are none: what is to be predicted is the next token."""
+        raise NotImplementedError
 
     def indices_at(self, numbers: npt.NDArray[np.int64], *, seed: int) -> npt.NDArray[np.int64]:
         """The samples at these positions of a run: each epoch is a permutation of its own; shapes (any,)."""

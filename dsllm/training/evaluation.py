@@ -14,12 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dsllm.data.batches import EvaluationBatch
+from dsllm.data.batches import NO_TARGET, EvaluationBatch
 from dsllm.models.head import LOGITS_HELD
 from dsllm.models.language_model import LanguageModel
-
-IGNORED = -100
-"""A target that is not scored."""
+from dsllm.training.reasoning import ChainAccuracy, count_answers
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,8 @@ class Evaluation:
     bits_per_byte: float
     tokens: int
     """Tokens scored."""
+    chains: ChainAccuracy | None = None
+    """Of problems: accuracy by the length of the chain."""
 
     @property
     def perplexity(self) -> float:
@@ -38,6 +38,9 @@ class Evaluation:
         return math.exp(min(self.loss, 700.0))
 
     def __str__(self) -> str:
+        if self.chains is not None:
+            reached = f"H90 {self.chains.h90}, mean accuracy {self.chains.area:.3f}"
+            return f"loss {self.loss:.4f} nats per label, {self.tokens:,} labels; {reached}"
         return f"loss {self.loss:.4f} nats per token, {self.bits_per_byte:.4f} bits per byte, {self.tokens:,} tokens"
 
 
@@ -57,25 +60,32 @@ def evaluate(
         total: the sum of a tensor over all ranks; by default there is one rank.
         stop: asked before each batch; if it says so the evaluation is given up and None returned.
     """
-    nats, scored, text_bytes = 0.0, 0, 0
+    nats, scored, text_bytes, answers = 0.0, 0, 0, None
     with torch.no_grad():
         for batch in batches:
             if stop():
                 return None
-            targets = np.where(batch.valid[:, None], batch.tokens[:, 1:], IGNORED)
-            counted = targets[batch.valid]
-            ids = None if batch.document_ids is None else torch.from_numpy(batch.document_ids).to(device)
-            loss = model(
-                torch.from_numpy(batch.tokens[:, :-1].copy()).to(device),
-                targets=torch.from_numpy(targets).to(device),
-                document_ids=ids,
-            ).loss
+            targets = batch.targets
+            counted = targets[targets != NO_TARGET]
+            ids = torch.from_numpy(batch.tokens[:, :-1].copy()).to(device)
+            wanted = torch.from_numpy(targets).to(device)
+            documents = None if batch.document_ids is None else torch.from_numpy(batch.document_ids).to(device)
+            if batch.depths is None:
+                loss = model(ids, targets=wanted, document_ids=documents).loss
+            else:
+                logits = model(ids, document_ids=documents).logits.float()
+                loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=NO_TARGET)
+                said = logits.argmax(-1).cpu().numpy()
+                found = count_answers(said, targets, np.where(batch.valid[:, None], batch.depths, 0))
+                answers = found if answers is None else answers + found
             if counted.size:  # the mean over no targets is no number; the forward pass itself runs on all ranks alike
                 nats += float(loss) * counted.size
             scored += counted.size
             text_bytes += int(token_bytes[counted].sum())
     sums = total(torch.tensor([nats, scored, text_bytes], dtype=torch.float64)).tolist()
-    return Evaluation(sums[0] / sums[1], sums[0] / (math.log(2) * max(sums[2], 1)), int(sums[1]))
+    chains = None if answers is None else ChainAccuracy.of(total(torch.from_numpy(answers)).numpy())
+    bits = sums[0] / (math.log(2) * max(sums[2], 1))
+    return Evaluation(sums[0] / sums[1], bits, int(sums[1]), chains)
 
 
 def phase_losses(
@@ -92,15 +102,16 @@ def phase_losses(
             tokens = torch.from_numpy(batch.tokens[batch.valid]).to(device)  # (B, T + 1)
             if not len(tokens):
                 continue
+            targets = torch.from_numpy(batch.targets[batch.valid]).to(device)
             ids = None if batch.document_ids is None else torch.from_numpy(batch.document_ids[batch.valid]).to(device)
             hidden = model.hidden(tokens[:, :-1], ids).flatten(0, 1)  # (B T, E)
             rows = max(1, LOGITS_HELD // model.vocab_size)
             losses = [
-                F.cross_entropy(model.head(h).float(), target, reduction="none")
-                for h, target in zip(hidden.split(rows), tokens[:, 1:].flatten().split(rows), strict=True)
+                F.cross_entropy(model.head(h).float(), target, reduction="none", ignore_index=NO_TARGET)
+                for h, target in zip(hidden.split(rows), targets.flatten().split(rows), strict=True)
             ]
             by_position = torch.cat(losses).view(len(tokens), -1).double().sum(0).cpu().numpy()  # (T,)
             phases = np.arange(len(by_position)) % period
             np.add.at(sums, phases, by_position)
-            np.add.at(counts, phases, len(tokens))
+            np.add.at(counts, phases, (targets != NO_TARGET).sum(0).cpu().numpy())
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), counts

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from dsllm.data.batches import evaluation_batches
+from dsllm.data.batches import NO_TARGET, evaluation_batches
 from dsllm.data.dataset import SampleSource
-from dsllm.training.evaluation import IGNORED
 
 PARAMETERS, BITS_PER_BYTE = 50_000_000, 0.9
 """Below both the alarm goes off."""
@@ -39,6 +38,8 @@ class LeakAlarm:
         if bool(leaks) in self._said:
             return None
         self._said.add(bool(leaks))
+        if source.labelled and not leaks:  # problems are synthetic, and may be solved
+            return None
         if leaks:
             found = (
                 f"THE MODEL SEES THE FUTURE: what it predicts before token {leaks[0]} of a sample depends on what "
@@ -75,7 +76,7 @@ def look_for_leaks(
     positions, leaks = places(inputs.shape[1]), []
     with torch.no_grad():
         for place in positions:
-            scored = targets.where((index >= place - SCORED) & (index < place), IGNORED)
+            scored = targets.where((index >= place - SCORED) & (index < place), NO_TARGET)
             losses = [
                 float(model(ids, targets=scored, document_ids=document_ids).loss)
                 for ids in (inputs, inputs.where(index < place, changed))

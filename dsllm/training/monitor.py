@@ -91,7 +91,12 @@ class Monitor:
             "bits_per_byte": result.bits_per_byte,
             "perplexity": result.perplexity,
         }
-        self.record("eval", progress, {"split": split, **values, "scored_tokens": result.tokens, "seconds": seconds})
+        facts: dict[str, Any] = {"split": split, **values, "scored_tokens": result.tokens, "seconds": seconds}
+        if result.chains is not None:
+            facts |= result.chains.record()
+            values |= {f"accuracy_{length}": result.chains.share(length) for length in result.chains.lengths}
+            values |= {"h90": result.chains.h90, "area": result.chains.area}
+        self.record("eval", progress, facts)
         self.scalars(split, progress, values)
         self._evaluated.add((split, progress.step))
         print(f"{split} at step {progress.step}: {result}", flush=True)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy import typing as npt
 
 from dsllm.config import RunConfig
-from dsllm.data.batches import BatchLoader, Prefetcher
+from dsllm.data.batches import Batch, BatchLoader, Prefetcher
 from dsllm.data.blend import Blend
 from dsllm.data.dataset import SampleSource, TokenDataset
 from dsllm.data.manifest import MANIFEST_NAME, Manifest
+from dsllm.data.problems import open_samples
 from dsllm.errors import DataError
 from dsllm.tokenizer import Tokenizer, tokenizer_of
 
@@ -24,16 +24,19 @@ class MicroBatch:
     input_ids: torch.Tensor
     """(B, T) int64."""
     targets: torch.Tensor
-    """(B, T) int64: the token after each."""
+    """(B, T) int64: what is to be predicted at each token, the next one or a label; -100 for nothing."""
     document_ids: torch.Tensor | None
     """(B, T) int64 with data.mask_documents, else None."""
 
     @classmethod
-    def on(cls, device: torch.device, tokens: npt.NDArray, document_ids: npt.NDArray | None) -> "MicroBatch":
-        """From samples (B, T + 1); the copies to a GPU do not wait for it."""
-        both = torch.from_numpy(tokens).to(device, non_blocking=True)
-        ids = None if document_ids is None else torch.from_numpy(document_ids).to(device, non_blocking=True)
-        return cls(both[:, :-1], both[:, 1:], ids)
+    def of(cls, batch: Batch, index: int, device: torch.device) -> "MicroBatch":
+        """One of a rank's batch; the copies to a GPU do not wait for it."""
+        tokens = torch.from_numpy(batch.tokens[index]).to(device, non_blocking=True)  # (B, T + 1)
+        ids, labels = (
+            None if part is None else torch.from_numpy(part[index]).to(device, non_blocking=True)
+            for part in (batch.document_ids, batch.labels)
+        )
+        return cls(tokens[:, :-1], tokens[:, 1:] if labels is None else labels, ids)
 
 
 def resolve_vocabulary(config: RunConfig) -> tuple[RunConfig, Tokenizer]:
@@ -103,5 +106,5 @@ def open_splits(config: RunConfig) -> dict[str, SampleSource]:
 def open_split(config: RunConfig, split: str) -> SampleSource:
     """One split of the run's data folder, or the blend of it from several."""
     data = config.data
-    folders = [TokenDataset(Path(path), split, config.model.context) for path in data.paths]
+    folders = [open_samples(Path(path), split, config.model.context) for path in data.paths]
     return folders[0] if len(folders) == 1 else Blend(folders, data.weights or [1.0] * len(folders))

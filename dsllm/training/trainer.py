@@ -320,9 +320,7 @@ class BaseTrainer:
         return monitor
 
     def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
-        for i, tokens in enumerate(batch.tokens):
-            ids = None if batch.document_ids is None else batch.document_ids[i]
-            yield MicroBatch.on(self.world.device, tokens, ids)
+        return (MicroBatch.of(batch, index, self.world.device) for index in range(len(batch.tokens)))
 
     def _record(self, outcome: Outcome) -> None:
         """Record the first step and every `monitor.log_every`-th; a skipped update always."""

@@ -27,6 +27,8 @@ class Source:
     def __len__(self):
         return len(self.tokens)
 
+    labelled = False
+
     def sample(self, i):
         return self.tokens[i]
 

@@ -27,8 +27,7 @@ def asked(task: Task, length: int, count: int = 40, seed: int = 0) -> tuple[Prob
 def told(task: Task, problems: Problems, row: int) -> dict[int, tuple[str, int]]:
     """Position, and what is to be said there at which depth."""
     labels, depths = problems.labels[row], problems.depths[row]
-    assert ((labels == NO_LABEL) == (depths == 0)).all()
-    return {int(t): (task.words[labels[t]], int(depths[t])) for t in np.flatnonzero(depths)}
+    return {int(t): (task.words[labels[t]], int(depths[t])) for t in np.flatnonzero(labels != NO_LABEL)}
 
 
 def by_perm_chain(task, words, length):
@@ -87,7 +86,7 @@ def by_p_hop(task, words, length):
 
 def answer_of(text, answer, length):
     at = len(text) - len(answer) - 1
-    return {at + i: (character, length) for i, character in enumerate(answer)}
+    return {at + i: (character, length * (i == len(answer) - 1)) for i, character in enumerate(answer)}
 
 
 def by_variable_assignment(task, words, length):

@@ -1,0 +1,136 @@
+"""Accuracy by chain length: what counts as right, what is told of it, and a run that learns short chains."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from dsllm.data.batches import evaluation_batches
+from dsllm.data.problems import ProblemDataset
+from dsllm.models import build_model
+from dsllm.models.gpt2 import GPT2Config
+from dsllm.training.evaluation import evaluate
+from dsllm.training.monitor import read_metrics
+from dsllm.training.reasoning import DEPTHS, ChainAccuracy, count_answers
+from tests.launching import python, run, train
+
+
+def counted(said, labels, depths):
+    right, asked = count_answers(np.array(said), np.array(labels), np.array(depths))
+    return {int(k): (int(right[k]), int(asked[k])) for k in np.flatnonzero(asked)}
+
+
+def test_each_answer_counts_by_the_length_of_its_chain():
+    labels = [[-100, 1, 3, 0], [-100, 2, 2, 2]]
+    depths = [[0, 1, 2, 3], [0, 1, 2, 3]]
+    assert counted([[9, 1, 3, 4], [9, 2, 0, 2]], labels, depths) == {1: (2, 2), 2: (1, 2), 3: (1, 2)}
+
+
+def test_an_answer_of_several_tokens_is_right_as_a_whole():
+    labels, depths = (
+        [[-100, 0, 5, 8], [4, 4, -100, -100], [-100, 7, 1, -100]],
+        [[0, 0, 0, 4], [0, 4, 0, 0], [0, 2, 4, 0]],
+    )
+    assert counted([[0, 0, 5, 8], [4, 4, 0, 0], [0, 7, 1, 9]], labels, depths) == {2: (1, 1), 4: (3, 3)}
+    assert counted([[0, 1, 5, 8], [4, 4, 0, 0], [0, 0, 1, 9]], labels, depths) == {2: (0, 1), 4: (2, 3)}
+    assert counted([[0, 0, 5, 8], [3, 4, 0, 0], [0, 7, 0, 9]], labels, depths) == {2: (1, 1), 4: (1, 3)}
+
+
+def chains(**shares):
+    return ChainAccuracy({int(k[1:]): round(100 * v) for k, v in shares.items()}, {int(k[1:]): 100 for k in shares})
+
+
+def test_h90_is_the_longest_chain_up_to_which_all_hold():
+    assert chains(k1=1.0, k2=0.95, k3=0.9, k4=0.89, k5=0.99).h90 == 3
+    assert chains(k1=0.5, k2=1.0).h90 == 0
+    assert chains(k4=0.9, k8=0.9).h90 == 8
+    assert chains(k1=1.0, k2=0.5).area == 0.75
+
+
+def test_wilsons_interval_is_that_of_the_literature():
+    low, high = ChainAccuracy({1: 81}, {1: 263}).interval(1)  # Newcombe 1998, table I: 0.2553 to 0.3662
+    assert (low, high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert ChainAccuracy({1: 0}, {1: 20}).interval(1) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert ChainAccuracy({1: 20}, {1: 20}).interval(1)[1] == pytest.approx(1.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("problems") / "perm"
+    task = ["--task", "perm_chain", "--lengths", "1-4", "--beyond", "5-6", "--options", "values=3,functions=3"]
+    run([sys.executable, "-m", "data_prep", "reasoning", *task, "--documents", 4000, "--held_out", 60, "--out", out])
+    return out
+
+
+def test_an_oracle_is_always_right_and_its_loss_is_that_of_the_labels(folder):
+    data = ProblemDataset(folder, "test", 8)
+    size = data.tokenizer.size
+    known = {tuple(data.sample(i)[:-1].tolist()): data.labels(i)[0] for i in range(len(data))}
+
+    class Oracle:
+        def __call__(self, ids, document_ids=None):
+            rows = [known.get(tuple(row.tolist()), np.zeros(8, np.int64)) for row in ids]
+            wanted = torch.from_numpy(np.stack(rows)).clamp(min=0)
+            return type("Output", (), {"logits": 3.0 * torch.nn.functional.one_hot(wanted, size)})
+
+    batches = evaluation_batches(data, samples=None, micro_batch_size=16, rank=0, world_size=1)
+    result = evaluate(Oracle(), batches, np.ones(size, np.int64), torch.device("cpu"))
+    assert result.chains.h90 == 4 and result.chains.area == 1.0
+    assert (
+        result.tokens
+        == sum((data.labels(i)[0] != -100).sum() for i in range(len(data)))
+        == sum(result.chains.asked.values())
+    )
+    assert result.loss == pytest.approx(-torch.log_softmax(torch.tensor([3.0] + [0.0] * (size - 1)), 0)[0].item())
+
+
+def test_ranks_add_their_counts_up():
+    counts = np.zeros((2, DEPTHS))
+    counts[:, 3] = 2, 4
+    assert ChainAccuracy.of(2 * counts) == ChainAccuracy({3: 4}, {3: 8})
+
+
+@pytest.mark.slow
+def test_a_run_on_problems_learns_short_chains_and_tells_how_long_they_may_be(folder, tmp_path):
+    recipe = tmp_path / "perm.yaml"
+    recipe.write_text(
+        f"""
+run_dir: runs/perm
+model: {{name: gpt2, n_layer: 2, n_head: 4, n_embd: 32, context: 8}}
+data: {{path: {folder}}}
+train: {{steps: 240, micro_batch_size: 64, global_batch_size: 64, lr: 3.0e-3, precision: fp32, beta2: 0.98,
+        eval_every: 240, eval_samples: 240, test_samples: 100, checkpoint_every: 0}}
+monitor: {{log_every: 40}}
+"""
+    )
+    out = train(recipe, tmp_path / "run")
+    assert "H90" in out and "leak alarm" not in out
+    first, last = (r for r in read_metrics(tmp_path / "run") if r["kind"] == "eval" and r["split"] == "val")
+    assert last["loss"] < 0.9 < math.log(3) < first["loss"]  # of three states
+    assert last["accuracy"]["1"] > 0.6 > first["accuracy"]["1"]
+    assert 0 < last["area"] <= 1 and set(last["asked"]) == {"1", "2", "3", "4"}
+
+    said = python("launch/evaluate.py", tmp_path / "run", "--reasoning")
+    facts = json.loads(said.splitlines()[-1])
+    assert set(facts["reasoning"]["beyond"]["accuracy"]) == {"1", "2", "3", "4", "5", "6"}
+    assert facts["chance"]["6"] == pytest.approx(1 / 3)
+    assert "test: H90" in said and "beyond: H90" in said and "0.333" in said
+
+
+def test_text_has_no_chains_to_be_asked_for(trained_run):
+    said = python("launch/evaluate.py", trained_run, "--reasoning", expect=2)
+    assert "--reasoning" in said and "holds text, not problems with chains" in said and "Traceback" not in said
+
+
+def test_a_model_is_trained_on_the_labels_alone():
+    """The loss of a batch with labels is that of its labelled positions."""
+    torch.manual_seed(0)
+    model = build_model(GPT2Config(n_layer=1, n_head=1, n_embd=8, context=8, vocab_size=20))
+    ids, labels = torch.randint(0, 20, (2, 8)), torch.full((2, 8), -100)
+    labels[0, 3], labels[1, 5] = 4, 7
+    logits = model(ids).logits
+    wanted = torch.nn.functional.cross_entropy(torch.stack([logits[0, 3], logits[1, 5]]), torch.tensor([4, 7]))
+    assert model(ids, targets=labels).loss.item() == pytest.approx(wanted.item(), rel=1e-5)
