@@ -32,6 +32,7 @@ demo: env
 	$(TRAIN) --config launch/recipes/demo_conv_attention.yaml
 	$(BIN)/python launch/evaluate.py runs/demo_conv_attention --split test --samples 128
 	$(BIN)/python launch/generate.py runs/demo_conv_attention --prompt "def " --max_new_tokens 120 --seed 1
+	$(BIN)/python launch/compare.py runs/demo_gpt2 runs/demo_progressive runs/demo_conv_attention --out report
 	@echo
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir runs, then open http://localhost:6006"
 

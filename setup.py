@@ -32,6 +32,7 @@ setup(
         "zstandard>=0.23",
         "safetensors>=0.5",
         "tensorboard>=2.18",
+        "matplotlib>=3.9",
         "fire>=0.7",
         "pydantic>=2.10",
         "pyyaml>=6",

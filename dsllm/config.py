@@ -39,6 +39,11 @@ class ModelConfig(Section):
     vocab_size: int | None = Field(default=None, ge=1, le=2**24)
     """Rows of the embedding; by default the tokenizer's size, rounded up to a multiple of 64."""
 
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """Attention layers that are executed, and their width: of each level, if vectors are of several kinds."""
+        return ((self.n_layer, self.n_embd),)
+
     def remarks(self) -> Iterator[str]:
         """What is allowed, but hardly meant: said when a run begins."""
         return iter(())

@@ -92,6 +92,11 @@ class ConvAttentionConfig(GrowableConfig):
             runs.extend([("block", level)] * self.decoder[level])
         return tuple(runs)
 
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        layers = [level for _, level in self.runs]
+        return tuple((layers.count(level), width) for level, width in enumerate(self.widths))
+
     # What growth asks for.
 
     @property

@@ -29,6 +29,7 @@ class Evaluation:
     bits_per_byte: float
     tokens: int
     """Tokens scored."""
+    samples: int = 0
     chains: ChainAccuracy | None = None
     """Of problems: accuracy by the length of the chain."""
 
@@ -60,7 +61,7 @@ def evaluate(
         total: the sum of a tensor over all ranks; by default there is one rank.
         stop: asked before each batch; if it says so the evaluation is given up and None returned.
     """
-    nats, scored, text_bytes, answers = 0.0, 0, 0, None
+    nats, scored, text_bytes, samples, answers = 0.0, 0, 0, 0, None
     with torch.no_grad():
         for batch in batches:
             if stop():
@@ -81,11 +82,12 @@ def evaluate(
             if counted.size:  # the mean over no targets is no number; the forward pass itself runs on all ranks alike
                 nats += float(loss) * counted.size
             scored += counted.size
+            samples += int(batch.valid.sum())
             text_bytes += int(token_bytes[counted].sum())
-    sums = total(torch.tensor([nats, scored, text_bytes], dtype=torch.float64)).tolist()
+    sums = total(torch.tensor([nats, scored, text_bytes, samples], dtype=torch.float64)).tolist()
     chains = None if answers is None else ChainAccuracy.of(total(torch.from_numpy(answers)).numpy())
     bits = sums[0] / (math.log(2) * max(sums[2], 1))
-    return Evaluation(sums[0] / sums[1], bits, int(sums[1]), chains)
+    return Evaluation(sums[0] / sums[1], bits, int(sums[1]), int(sums[3]), chains)
 
 
 def phase_losses(

@@ -91,7 +91,8 @@ class Monitor:
             "bits_per_byte": result.bits_per_byte,
             "perplexity": result.perplexity,
         }
-        facts: dict[str, Any] = {"split": split, **values, "scored_tokens": result.tokens, "seconds": seconds}
+        counts = {"scored_tokens": result.tokens, "samples": result.samples}
+        facts: dict[str, Any] = {"split": split, **values, **counts, "seconds": seconds}
         if result.chains is not None:
             facts |= result.chains.record()
             values |= {f"accuracy_{length}": result.chains.share(length) for length in result.chains.lengths}

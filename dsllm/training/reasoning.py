@@ -8,6 +8,7 @@ all of them are. H90 is the longest chain up to which every measured length has 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,12 @@ class ChainAccuracy:
         lengths = np.flatnonzero(counts[1]).tolist()
         right, asked = ({length: int(row[length]) for length in lengths} for row in counts)
         return cls(right, asked)
+
+    @classmethod
+    def of_shares(cls, accuracy: Mapping[str, float], asked: Mapping[str, int]) -> "ChainAccuracy":
+        """From what `record` gave."""
+        counts = {int(length): count for length, count in asked.items()}
+        return cls({length: round(accuracy[str(length)] * count) for length, count in counts.items()}, counts)
 
     @property
     def lengths(self) -> list[int]:

@@ -1,0 +1,8 @@
+"""Finished runs side by side: `launch/compare.py`.
+
+record.py       what a finished run comes to, small enough to be committed
+arms.py         runs that differ by their seed alone are one arm; what must not be compared is refused
+inference.py    prefill and decoding, measured in turns
+plots.py        pictures
+report.py       report.html, report.md and results.json
+"""

@@ -1,0 +1,113 @@
+"""Runs that differ by their seed alone are an arm; arms whose losses are not of the same thing are not compared."""
+
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dsllm.comparison.record import Point, RunRecord
+from dsllm.errors import UserError
+
+APART = {
+    "data": "trained and scored on other data",
+    "tokenizer": "another tokenizer",
+    "objective": "another objective",
+    "context": "scored in samples of another length",
+    "tokens": "other tokens scored",
+}
+"""What must be the same, and what it is called if it is not."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One configuration, over one or more seeds."""
+
+    name: str
+    runs: list[RunRecord]
+
+    @property
+    def first(self) -> RunRecord:
+        return self.runs[0]
+
+    def values(self, of: Callable[[RunRecord], float | None]) -> list[float]:
+        """A figure of every run that has it."""
+        return [value for value in map(of, self.runs) if value is not None]
+
+    def mean(self, of: Callable[[RunRecord], float | None]) -> float | None:
+        values = self.values(of)
+        return statistics.fmean(values) if values else None
+
+    def spread(self, of: Callable[[RunRecord], float | None]) -> float | None:
+        """Standard deviation over seeds; None with one."""
+        values = self.values(of)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+    def curve(self) -> list[tuple[Point, float | None]]:
+        """Mean validation losses of its runs where all have one, and the deviation over seeds."""
+        by_tokens = [{point.tokens: point for point in run.validation} for run in self.runs]
+        shared = sorted(set.intersection(*(set(points) for points in by_tokens)))
+        found = []
+        for tokens in shared:
+            points = [of[tokens] for of in by_tokens]
+            losses = [point.loss for point in points]
+            mean = Point(
+                tokens=tokens,
+                flops=statistics.fmean(point.flops for point in points),
+                seconds=statistics.fmean(point.seconds for point in points),
+                loss=statistics.fmean(losses),
+            )
+            found.append((mean, statistics.stdev(losses) if len(losses) > 1 else None))
+        return found
+
+
+def arms_of(records: Sequence[RunRecord]) -> list[Arm]:
+    """The arms in the order in which they were given, seeds in order.
+
+    Raises:
+        UserError: the same run twice, or runs whose losses cannot stand in one column.
+    """
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(record.key, []).append(record)
+    for runs in groups.values():
+        seeds = [run.seed for run in runs]
+        if len(set(seeds)) < len(seeds):
+            twice = next(seed for seed in seeds if seeds.count(seed) > 1)
+            names = ", ".join(run.name for run in runs if run.seed == twice)
+            raise UserError(f"{names}: one configuration with seed {twice}, more than once; give each run once")
+    arms = [Arm(_name(runs), sorted(runs, key=lambda run: run.seed)) for runs in groups.values()]
+    if len({arm.name for arm in arms}) < len(arms):  # runs of one name in several folders
+        arms = [Arm(f"{arm.name} ({number})", arm.runs) for number, arm in enumerate(arms, 1)]
+    _check_comparable(arms)
+    return arms
+
+
+def _check_comparable(arms: Sequence[Arm]) -> None:
+    base = arms[0].first
+    for arm in arms[1:]:
+        apart = [
+            f"{words} ({_said(base, key)} and {_said(arm.first, key)})"
+            for key, words in APART.items()
+            if getattr(base.scored, key) != getattr(arm.first.scored, key)
+        ]
+        if apart:
+            raise UserError(
+                f"{base.name} and {arm.first.name}: {'; '.join(apart)}: their losses do not belong into one column; "
+                f"compare runs on one data folder, of one context, with one train.test_samples"
+            )
+
+
+def _said(record: RunRecord, key: str) -> str:
+    value = getattr(record.scored, key)
+    if key == "tokenizer":
+        return record.scored.tokenizer_name
+    return str(value)[:8] if key == "data" else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _name(runs: Sequence[RunRecord]) -> str:
+    """What the runs' folders are called, without the seed."""
+    if len(runs) == 1:
+        return runs[0].name
+    names = sorted(run.name for run in runs)
+    common = next((i for i, (a, b) in enumerate(zip(names[0], names[-1], strict=False)) if a != b), len(names[0]))
+    return re.sub(r"[\W_]*(seed|s)?[\W_]*$", "", names[0][:common]) or names[0]

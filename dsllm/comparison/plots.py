@@ -1,0 +1,141 @@
+"""The pictures of a comparison, as PNG, in the colours of Okabe and Ito, which all eyes tell apart."""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dsllm.comparison.arms import Arm
+from dsllm.comparison.record import Point
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+MARKERS = "osD^vP*X"
+SIZE = (7.2, 4.4)
+"""Inches; at 150 dots per inch, 1,080 × 660."""
+AXES: dict[str, tuple[str, Callable[[Point], float]]] = {
+    "tokens": ("tokens trained on", lambda point: point.tokens),
+    "flops": ("training FLOPs", lambda point: point.flops),
+    "seconds": ("seconds of training steps", lambda point: point.seconds),
+}
+
+
+def plots_of(arms: Sequence[Arm]) -> dict[str, tuple[str, bytes]]:
+    """By name: a caption, and the picture. Only those for which there are figures."""
+    found: dict[str, tuple[str, bytes]] = {}
+    marked = "; dotted: growth events" if any(arm.first.growth for arm in arms) else ""
+    for axis, (words, _) in AXES.items():
+        if any(len(arm.curve()) > 1 for arm in arms):
+            caption = f"Validation loss against {words}, mean over seeds, bands of one standard deviation{marked}."
+            found[f"loss_by_{axis}"] = caption, _loss(arms, axis)
+    if any(arm.first.accuracy for arm in arms):
+        caption = "Accuracy by the length of the chain of reasoning, on test; bars: one standard deviation over seeds."
+        found["accuracy_by_chain"] = caption, _accuracy(arms)
+        caption = "Mean accuracy over chain lengths against loss, a point for each run."
+        found["accuracy_by_loss"] = caption, _accuracy_and_loss(arms)
+    for number, arm in enumerate(arms):
+        if len(arm.first.divergence) > 1:
+            caption = f"{arm.name}: relative distance of copies at the end (0: alike, √2: unrelated)."
+            found[f"divergence_{number}"] = caption, _divergence(arm)
+    return found
+
+
+def _figure() -> tuple[Any, Any]:
+    # Not pyplot: it keeps figures, and asks for a screen.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markersize": 4,
+        "linewidth": 1.6,
+    }
+
+
+def _loss(arms: Sequence[Arm], axis: str) -> bytes:
+    words, of = AXES[axis]
+    figure, axes = _figure()
+    for number, arm in enumerate(arms):
+        curve = arm.curve()
+        # What is before any training says nothing of the arms, and makes the rest small.
+        curve = [(point, spread) for point, spread in curve if point.tokens > 0]
+        x, y = [of(point) for point, _ in curve], np.array([point.loss for point, _ in curve])
+        axes.plot(x, y, label=arm.name, markevery=max(1, len(x) // 12), **_style(number))
+        if all(spread is not None for _, spread in curve):
+            band = np.array([spread or 0.0 for _, spread in curve])
+            axes.fill_between(x, y - band, y + band, color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0)
+        for event in arm.first.growth:
+            if event.operator != "merge":
+                axes.axvline(getattr(event, axis), color=COLOURS[number % len(COLOURS)], linestyle=":", linewidth=1)
+    axes.set_xlabel(words)
+    axes.set_ylabel("validation loss, nats per token")
+    axes.legend(frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def _accuracy(arms: Sequence[Arm]) -> bytes:
+    figure, axes = _figure()
+    for number, arm in enumerate(arms):
+        lengths = sorted({int(length) for run in arm.runs for length in run.accuracy})
+        shares = [[run.accuracy[str(k)] for run in arm.runs if str(k) in run.accuracy] for k in lengths]
+        bars = [np.std(of, ddof=1) if len(of) > 1 else 0.0 for of in shares]
+        axes.errorbar(lengths, [np.mean(of) for of in shares], bars, label=arm.name, capsize=2, **_style(number))
+    axes.axhline(0.9, color="#666666", linestyle="--", linewidth=1)
+    axes.text(
+        1, 0.91, "0.9, the bound of H90", fontsize=8, color="#666666", ha="right", transform=axes.get_yaxis_transform()
+    )
+    axes.set_ylim(0, 1.02)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("length of the chain, steps")
+    axes.set_ylabel("share of right answers")
+    axes.legend(frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def _accuracy_and_loss(arms: Sequence[Arm]) -> bytes:
+    figure, axes = _figure()
+    for number, arm in enumerate(arms):
+        points = [(run.test_loss, np.mean(list(run.accuracy.values()))) for run in arm.runs if run.accuracy]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True), label=arm.name, **{**_style(number), "linestyle": "", "markersize": 7}
+            )
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("test loss, nats per label")
+    axes.set_ylabel("mean accuracy over chain lengths")
+    axes.legend(frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def _divergence(arm: Arm) -> bytes:
+    pairs = {tuple(map(int, pair.split("-"))): value for pair, value in arm.first.divergence.items()}
+    size = 1 + max(max(pair) for pair in pairs)
+    distances = np.full((size, size), np.nan)
+    np.fill_diagonal(distances, 0.0)
+    for (a, b), value in pairs.items():
+        distances[a, b] = distances[b, a] = value
+    figure, axes = _figure()
+    axes.grid(False)
+    image = axes.imshow(distances, cmap="viridis", vmin=0.0, vmax=2**0.5)
+    figure.colorbar(image, label="relative distance")
+    axes.set_xlabel("block")
+    axes.set_ylabel("block")
+    axes.set_xticks(range(size))
+    axes.set_yticks(range(size))
+    return _png(figure)

@@ -1,0 +1,245 @@
+"""What a finished run comes to: everything that a comparison says of it, and nothing that is large.
+
+RUN/                    →  RunRecord  →  NAME.json        so that a study goes on where the runs are not
+config.yaml
+metrics.jsonl
+checkpoints/latest
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dsllm.config import ModelConfig, RunConfig
+from dsllm.data.files import os_errors_named, write_atomically
+from dsllm.errors import UserError
+from dsllm.models import skeleton
+from dsllm.training.checkpoints import find_checkpoint
+from dsllm.training.monitor import read_metrics
+from dsllm.training.reasoning import ChainAccuracy
+
+WARM_UP = 2
+"""Records of training steps at the beginning, and after each growth event, whose times are left out."""
+LAST = 0.1
+"""Share of the steps at the end over which the final training loss is the mean."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Point(_Part):
+    """A loss, and what had been spent on it."""
+
+    tokens: int
+    flops: float
+    seconds: float
+    """Of training steps alone."""
+    loss: float
+
+
+class Growth(_Part):
+    tokens: int
+    flops: float
+    seconds: float
+    operator: str
+
+
+class Scored(_Part):
+    """What a test loss is of: it can be held against another only if all of this is the same."""
+
+    data: str
+    """A hash of the training tokens; a folder's splits come of one preparation."""
+    tokenizer: str
+    """Hash of the vocabulary."""
+    tokenizer_name: str
+    objective: str
+    context: int
+    """Of a sample."""
+    tokens: int
+    """Targets scored."""
+
+
+class RunRecord(_Part):
+    """One run."""
+
+    name: str
+    seed: int
+    arm: dict[str, Any]
+    """Its configuration but for the seed and where it lies: runs of equal ones are an arm."""
+    model: str
+    layers: str
+    heads: int
+    widths: str
+    micro_batch: int
+    context: int
+    steps: int
+    tokens: int
+    parameters: int
+    flops: float
+    step_ms: float
+    tokens_per_second: float
+    memory_mib: float
+    train_loss: float
+    test_batches: int
+    test_loss: float
+    bits_per_byte: float
+    scored: Scored
+    accuracy: dict[str, float] = {}
+    """Of problems: by the length of the chain, on test."""
+    asked: dict[str, int] = {}
+    validation: list[Point]
+    growth: list[Growth] = []
+    divergence: dict[str, float] = {}
+    """Of copies that came of one block, at the end: relative distances by pair."""
+    prefill_ms: float | None = None
+    decode_ms: float | None = None
+    """Per token, the median."""
+
+    @property
+    def h90(self) -> float | None:
+        """The longest chain up to which all lengths reach 0.9; see `dsllm.training.reasoning`."""
+        return None if not self.asked else ChainAccuracy.of_shares(self.accuracy, self.asked).h90
+
+    @property
+    def area(self) -> float | None:
+        """Mean accuracy over chain lengths."""
+        return None if not self.asked else ChainAccuracy.of_shares(self.accuracy, self.asked).area
+
+    @property
+    def key(self) -> str:
+        """Equal for the runs of an arm."""
+        return sha256(json.dumps(self.arm, sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def read(cls, path: Path) -> "RunRecord":
+        """Of a run's folder, or from the file that `write` wrote.
+
+        Raises:
+            UserError: neither, or a run that has not finished or never looked at its test split.
+        """
+        if path.is_file():
+            with os_errors_named(path):
+                content = path.read_bytes()
+            try:
+                return cls.model_validate_json(content)
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise UserError(
+                    f"{path}: no record of a run ({'.'.join(map(str, first['loc']))}: {first['msg']}); give a run's "
+                    f"folder, or a file that --records wrote"
+                ) from None
+        return _of_run(path)
+
+    def write(self, path: Path) -> None:
+        write_atomically(path, (self.model_dump_json(indent=1) + "\n").encode())
+
+
+def _of_run(run: Path) -> RunRecord:
+    if not (run / "config.yaml").exists():
+        raise UserError(f"{run}: no run, config.yaml is not in it; give folders that launch/train.py wrote")
+    config = RunConfig.from_file(run / "config.yaml")
+    checkpoint = find_checkpoint(run)
+    records = read_metrics(run)
+    train = [record for record in records if record["kind"] == "train"]
+    tests = [r for r in records if r["kind"] == "eval" and r["split"] == "test" and r["step"] >= config.train.steps]
+    if tests and "samples" not in tests[-1]:
+        raise UserError(f"{run}: evaluated by an older dsllm; train its last steps again with this one")
+    if not tests or not train:
+        raise UserError(
+            f"{run}: not finished, there is no evaluation on test at step {config.train.steps}; the command that "
+            f"trained it goes on (with train.test_samples other than 0)"
+        )
+    test, model = tests[-1], checkpoint.config().model
+    spent = _spent(train)
+    timed = _steady(train, records)
+    size = skeleton(model)
+    return RunRecord(
+        name=run.name,
+        seed=config.train.seed,
+        arm=_arm(config),
+        **_shape(model),
+        micro_batch=config.train.micro_batch_size,
+        context=model.context,
+        steps=checkpoint.progress.step,
+        tokens=checkpoint.progress.tokens,
+        parameters=size.count_parameters(),
+        flops=checkpoint.progress.flops,
+        step_ms=1000 * statistics.median(record["step_seconds"] for record in timed),
+        tokens_per_second=statistics.median(record["tokens_per_second"] for record in timed),
+        memory_mib=max(record["memory_bytes"] for record in train) / 2**20,
+        train_loss=statistics.fmean(r["loss"] for r in train if r["step"] > (1 - LAST) * config.train.steps),
+        test_batches=-(-test["samples"] // (config.train.micro_batch_size * checkpoint.origin.world_size)),
+        test_loss=test["loss"],
+        bits_per_byte=test["bits_per_byte"],
+        scored=Scored(
+            data=sha256(json.dumps(_data(checkpoint.origin.order)).encode()).hexdigest(),
+            tokenizer=checkpoint.origin.tokenizer.vocab_sha256,
+            tokenizer_name=checkpoint.origin.tokenizer.name,
+            objective=("labels of problems" if "accuracy" in test else "next token")
+            + (", documents masked" if config.data.mask_documents else ""),
+            context=model.context,
+            tokens=test["scored_tokens"],
+        ),
+        accuracy=test.get("accuracy", {}),
+        asked=test.get("asked", {}),
+        validation=[
+            Point(**spent(record), loss=record["loss"])
+            for record in records
+            if record["kind"] == "eval" and record["split"] == "val" and record["loss"] is not None
+        ],
+        growth=[
+            Growth(**spent(record), operator=record["operator"]) for record in records if record["kind"] == "growth"
+        ],
+        divergence=next((r["divergence"] for r in reversed(records) if r["kind"] == "layers"), {}),
+    )
+
+
+def _arm(config: RunConfig) -> dict[str, Any]:
+    values = config.model_dump(mode="json")
+    for section in ("run_dir", "monitor"):
+        del values[section]
+    del values["train"]["seed"]
+    return values
+
+
+def _data(order: dict[str, Any]) -> Any:
+    return next(value for key, value in order.items() if key.startswith("data.path"))
+
+
+def _shape(model: ModelConfig) -> dict[str, Any]:
+    """Layers, heads and widths in words, level by level."""
+    layers, widths = zip(*model.levels, strict=True)
+    shown = {"layers": " + ".join(map(str, layers)), "widths": ", ".join(map(str, widths))}
+    return {"model": model.name, "heads": model.n_head, **shown}
+
+
+def _steady(train: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records of steps without those that warm up, at the beginning and after each new engine; all if none is left."""
+    starts = [r["step"] for r in records if r["kind"] == "growth" or r.get("event") in ("start", "resume")]
+    cold: set[int] = set()
+    for start in starts:
+        cold |= {id(record) for record in [r for r in train if r["step"] > start][:WARM_UP]}
+    return [record for record in train if id(record) not in cold] or list(train)
+
+
+class _spent:
+    """What had been spent by the step of a record: `spent(record)`, between the records of training steps linearly."""
+
+    def __init__(self, train: Sequence[dict[str, Any]]):
+        self._steps, self._flops, self._seconds = [0], [0.0], [0.0]
+        for record in train:
+            steps = record["step"] - self._steps[-1]
+            self._seconds.append(self._seconds[-1] + steps * record["step_seconds"])
+            self._steps.append(record["step"])
+            self._flops.append(record["flops"])
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        flops, seconds = (float(np.interp(record["step"], self._steps, of)) for of in (self._flops, self._seconds))
+        return {"tokens": record["tokens"], "flops": flops, "seconds": seconds}

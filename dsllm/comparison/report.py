@@ -1,0 +1,158 @@
+"""A comparison as a page, as Markdown and as figures: report.html, report.md, results.json, and the pictures.
+
+The page is one file: the pictures stand in it, nothing is fetched, and a table that is wider than a telephone scrolls.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dsllm.comparison.arms import Arm
+from dsllm.comparison.record import RunRecord
+from dsllm.data.files import os_errors_named, write_atomically
+
+Cell = Callable[[Arm], str]
+
+
+def _figure(of: Callable[[RunRecord], float | None], form: str, scale: float = 1.0) -> Cell:
+    """Mean over the seeds, and the deviation where there are several."""
+
+    def cell(arm: Arm) -> str:
+        mean, spread = arm.mean(of), arm.spread(of)
+        if mean is None:
+            return ""
+        shown = format(mean / scale, form)
+        return shown if spread is None else f"{shown} ± {format(spread / scale, form)}"
+
+    return cell
+
+
+def _fact(of: Callable[[RunRecord], Any], form: str = "") -> Cell:
+    """What all runs of an arm share."""
+    return lambda arm: format(of(arm.first), form)
+
+
+def figures(arms: Sequence[Arm]) -> list[tuple[str, Cell]]:
+    """What is told of each arm; of reasoning and inference only where there are such figures."""
+    found: list[tuple[str, Cell]] = [
+        ("arm", lambda arm: arm.name),
+        ("seeds", lambda arm: str(len(arm.runs))),
+        ("model", _fact(lambda run: run.model)),
+        ("layers", _fact(lambda run: run.layers)),
+        ("heads", _fact(lambda run: run.heads)),
+        ("width", _fact(lambda run: run.widths)),
+        ("micro batch", _fact(lambda run: run.micro_batch)),
+        ("context", _fact(lambda run: run.context, ",")),
+        ("steps", _fact(lambda run: run.steps, ",")),
+        ("tokens", _fact(lambda run: run.tokens, ",")),
+        ("parameters", _fact(lambda run: run.parameters, ",")),
+        ("training FLOPs", _fact(lambda run: run.flops, ".2e")),
+        ("ms per step", _figure(lambda run: run.step_ms, ",.1f")),
+        ("tokens/s", _figure(lambda run: run.tokens_per_second, ",.0f")),
+        ("peak MiB", _figure(lambda run: run.memory_mib, ",.0f")),
+        ("training loss at the end", _figure(lambda run: run.train_loss, ".4f")),
+        ("test batches", _fact(lambda run: run.test_batches, ",")),
+        ("test loss, nats per target", _figure(lambda run: run.test_loss, ".4f")),
+    ]
+    if any(arm.first.accuracy for arm in arms):
+        found.append(("H90, steps", _figure(lambda run: run.h90, ".1f")))
+        found.append(("mean accuracy", _figure(lambda run: run.area, ".3f")))
+    else:
+        found.append(("bits per byte", _figure(lambda run: run.bits_per_byte, ".4f")))
+    if any(arm.first.prefill_ms is not None for arm in arms):
+        found.append(("prefill ms", _figure(lambda run: run.prefill_ms, ".1f")))
+        found.append(("ms per token decoded", _figure(lambda run: run.decode_ms, ".2f")))
+    return found
+
+
+def notes(arms: Sequence[Arm]) -> list[str]:
+    """How the figures are to be read."""
+    scored = arms[0].first.scored
+    said = [
+        f"Test: {scored.tokens:,} targets ({scored.objective}), in samples of {scored.context:,} tokens, the same for "
+        f"all; tokenizer {scored.tokenizer_name}.",
+        "ms per step, tokens/s: medians of the recorded steps without the first two of each engine. Training loss at "
+        "the end: mean of the last tenth of the steps. FLOPs as in docs/records.md: three times the forward pass.",
+    ]
+    if any(len(arm.runs) > 1 for arm in arms):
+        said.append("± is one standard deviation over seeds.")
+    single = [arm.name for arm in arms if len(arm.runs) == 1]
+    if single:
+        said.append(f"One seed only, so no spread: {', '.join(single)}.")
+    if any(arm.first.prefill_ms is not None for arm in arms):
+        said.append("Prefill of half a context, decoding after it, batch 1, fp32, on the machine of this comparison.")
+    return said
+
+
+def write_report(out: Path, arms: Sequence[Arm], plots: Mapping[str, tuple[str, bytes]], title: str) -> None:
+    """Write the page, the Markdown, the figures and the pictures into `out`, which is made."""
+    with os_errors_named(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for name, (_, picture) in plots.items():
+        write_atomically(out / f"{name}.png", picture)
+    write_atomically(out / "report.md", markdown(arms, plots, title).encode())
+    write_atomically(out / "report.html", page(arms, plots, title).encode())
+    results = {arm.name: [run.model_dump(mode="json") for run in arm.runs] for arm in arms}
+    write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+
+
+def table(arms: Sequence[Arm]) -> list[list[str]]:
+    """A row for each figure, its name first; a column for each arm. So it stays narrow where arms are few."""
+    return [[name, *map(cell, arms)] for name, cell in figures(arms)]
+
+
+def markdown(arms: Sequence[Arm], plots: Mapping[str, tuple[str, bytes]], title: str) -> str:
+    header, *rows = table(arms)
+    lines = [f"# {title}", "", *_lines([header, ["---"] * len(header), *rows]), ""]
+    lines += [f"* {note}" for note in notes(arms)]
+    for name, (caption, _) in plots.items():
+        lines += ["", f"![{caption}]({name}.png)", "", caption]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+
+
+STYLE = """
+:root { color-scheme: light }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem; color: #1a1a1a;
+       background: #fff }
+h1 { font-size: 1.5rem; line-height: 1.2 }
+.scroll { overflow-x: auto; width: fit-content; max-width: 100%; border: 1px solid #ddd; border-radius: 4px }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee }
+th { background: #f5f5f5; font-weight: 600; white-space: normal; overflow-wrap: anywhere; vertical-align: bottom;
+       min-width: 6rem; max-width: 12rem }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #f5f5f5; white-space: normal;
+       min-width: 7rem; max-width: 11rem }
+figure { margin: 2rem 0 0 }
+img { max-width: 100%; height: auto; display: block }
+figcaption { color: #555; font-size: .875rem }
+"""
+
+
+def page(arms: Sequence[Arm], plots: Mapping[str, tuple[str, bytes]], title: str) -> str:
+    """The page, self-contained."""
+    header, *rows = table(arms)
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    pictures = "\n".join(
+        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for caption, picture in plots.values()
+    )
+    body = "\n".join(row(cells, "td") for cells in rows)
+    said = "\n".join(f"<li>{html.escape(note)}</li>" for note in notes(arms))
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n<h1>{html.escape(title)}</h1>\n"
+        f'<div class="scroll"><table>\n<thead>{row(header, "th")}</thead>\n<tbody>\n{body}\n</tbody></table></div>\n'
+        f"<ul>\n{said}\n</ul>\n{pictures}\n</html>\n"
+    )

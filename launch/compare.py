@@ -1,0 +1,58 @@
+"""Compare finished runs: a table and plots, as a page, as Markdown and as figures.
+
+python launch/compare.py RUN RUN ... --out report/
+    RUN: a folder that launch/train.py wrote, or a file of an earlier --records. Runs that differ by their seed alone
+    are one arm: a row with mean and deviation.
+"""
+
+import argparse
+from pathlib import Path
+
+from dsllm.comparison.arms import arms_of
+from dsllm.comparison.inference import measure_inference
+from dsllm.comparison.plots import plots_of
+from dsllm.comparison.record import RunRecord
+from dsllm.comparison.report import notes, table, write_report
+from dsllm.data.files import os_errors_named
+from dsllm.errors import UserError, user_errors_exit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--out", type=Path, required=True, help="folder for report.html, report.md and results.json")
+    parser.add_argument("--title", default="Comparison of runs")
+    parser.add_argument("--records", type=Path, help="folder for a small file of each run, to compare without the runs")
+    parser.add_argument("--no_inference", action="store_true", help="do not measure prefill and decoding")
+    arguments = parser.parse_args()
+    with user_errors_exit():
+        if arguments.out.exists() and not arguments.out.is_dir():
+            raise UserError(f"--out {arguments.out}: a file; name a folder")
+        records = [RunRecord.read(path) for path in arguments.runs]
+        arms_of(records)  # what must not be compared is said before anything is measured
+        if not arguments.no_inference:
+            folders = {str(i): path for i, path in enumerate(arguments.runs) if path.is_dir()}
+            for i, (prefill, decode) in measure_inference(folders).items():
+                records[int(i)] = records[int(i)].model_copy(update={"prefill_ms": prefill, "decode_ms": decode})
+        arms = arms_of(records)
+        write_report(arguments.out, arms, plots_of(arms), arguments.title)
+        if arguments.records is not None:
+            with os_errors_named(arguments.records):
+                arguments.records.mkdir(parents=True, exist_ok=True)
+            for record in records:
+                record.write(arguments.records / f"{record.name}.json")
+    _show(table(arms))
+    print("\n".join(notes(arms)))
+    print(f"{arguments.out / 'report.html'}")
+
+
+def _show(rows: list[list[str]]) -> None:
+    """The table, each column as wide as it needs."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        shown = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        print("  ".join([f"{name:{widths[0]}}", *shown]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Finished runs side by side: what a record says, what is refused, and the page in a real browser."""
+
+import functools
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from dsllm.comparison.arms import arms_of
+from dsllm.comparison.plots import plots_of
+from dsllm.comparison.record import Growth, RunRecord
+from dsllm.comparison.report import markdown, page, table, write_report
+from dsllm.errors import UserError
+from dsllm.training.monitor import read_metrics
+from tests.launching import python, train
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def second_run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `trained_run`, with another seed."""
+    run_dir = tmp_path_factory.mktemp("runs") / "other_seed"
+    train(recipe, run_dir, ranks=1, train__ds_config="ds_configs/zero0.json", train__seed=7)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def record(trained_run: Path) -> RunRecord:
+    return RunRecord.read(trained_run)
+
+
+def changed(record: RunRecord, **updates) -> RunRecord:
+    return record.model_copy(update=updates)
+
+
+def of_another_arm(record: RunRecord, name: str = "other", **updates) -> RunRecord:
+    return changed(record, name=name, arm={**record.arm, "model": {"name": name}}, **updates)
+
+
+def of_problems(record: RunRecord, name: str, h90: int, seed: int = 1) -> RunRecord:
+    accuracy = {str(k): 1.0 if k <= h90 else 0.4 for k in range(1, 9)}
+    return of_another_arm(record, name, seed=seed, accuracy=accuracy, asked=dict.fromkeys(accuracy, 50))
+
+
+def test_a_record_says_what_the_run_recorded(record, trained_run):
+    metrics = read_metrics(trained_run)
+    train_records = [r for r in metrics if r["kind"] == "train"]
+    (test,) = [r for r in metrics if r["kind"] == "eval" and r["split"] == "test"]
+    assert (record.test_loss, record.bits_per_byte) == (test["loss"], test["bits_per_byte"])
+    assert (record.steps, record.tokens, record.flops) == (8, train_records[-1]["tokens"], train_records[-1]["flops"])
+    assert record.train_loss == train_records[-1]["loss"]  # of 8 steps the last tenth is the last
+    assert record.test_batches == 4 and test["samples"] == 7  # 7 samples, 2 in a batch
+    assert (record.model, record.layers, record.heads, record.widths, record.micro_batch) == ("gpt2", "2", 2, "32", 2)
+    steady = sorted(r["step_seconds"] for r in train_records[2:])
+    assert record.step_ms == pytest.approx(1000 * (steady[2] + steady[3]) / 2)
+    assert [point.tokens for point in record.validation] == [0, 4 * 256, 8 * 256]
+    assert record.validation[-1].flops == record.flops
+    assert record.validation[-1].seconds == pytest.approx(sum(r["step_seconds"] for r in train_records))
+
+
+def test_a_record_comes_back_from_its_file(record, tmp_path):
+    record.write(tmp_path / "a.json")
+    assert RunRecord.read(tmp_path / "a.json") == record
+
+
+def test_runs_of_one_configuration_are_an_arm_with_mean_and_deviation(record, second_run):
+    (arm,) = arms_of([record, RunRecord.read(second_run)])
+    losses = [run.test_loss for run in arm.runs]
+    assert len(losses) == 2 and losses[0] != losses[1]
+    assert arm.mean(lambda run: run.test_loss) == pytest.approx(sum(losses) / 2)
+    assert arm.spread(lambda run: run.test_loss) == pytest.approx(abs(losses[0] - losses[1]) / 2**0.5)
+    cell = dict(table([arm]))["test loss, nats per target"]
+    assert re.fullmatch(r"\d\.\d{4} ± \d\.\d{4}", cell)
+
+
+@pytest.mark.parametrize(
+    ("update", "words"),
+    [
+        ({"data": "0" * 64}, "trained and scored on other data"),
+        ({"tokenizer": "0" * 64, "tokenizer_name": "gpt2"}, r"another tokenizer \(bytes and gpt2\)"),
+        ({"objective": "labels of problems"}, r"another objective \(next token and labels of problems\)"),
+        ({"context": 64}, r"samples of another length \(32 and 64\)"),
+        ({"tokens": 12345}, r"other tokens scored \(224 and 12,345\)"),
+    ],
+)
+def test_losses_that_do_not_belong_into_one_column_are_refused_by_name(record, update, words):
+    other = of_another_arm(record, scored=record.scored.model_copy(update=update))
+    with pytest.raises(UserError, match=words) as refused:
+        arms_of([record, other])
+    assert record.name in str(refused.value) and "other" in str(refused.value)
+
+
+def test_the_same_run_twice_is_refused(record):
+    with pytest.raises(UserError, match="one_rank, one_rank: one configuration with seed 1337, more than once"):
+        arms_of([record, record])
+
+
+def test_the_command_writes_page_markdown_figures_and_pictures(trained_run, second_run, tmp_path):
+    out = tmp_path / "report"
+    said = python("launch/compare.py", trained_run, second_run, "--out", out, "--records", tmp_path / "kept")
+    assert "ms per token decoded" in said and "±" in said and str(out / "report.html") in said
+    results = json.loads((out / "results.json").read_text())
+    (runs,) = results.values()
+    assert [run["seed"] for run in runs] == [7, 1337] and all(run["decode_ms"] > 0 for run in runs)
+    assert (out / "loss_by_flops.png").read_bytes().startswith(b"\x89PNG")
+    text = (out / "report.md").read_text()
+    assert "| arm | o" in text and "![" in text and "one standard deviation over seeds" in text
+    content = (out / "report.html").read_text()
+    assert "<img" in content and not re.search(r'(src|href)="(?!data:)', content) and "url(" not in content
+
+    kept = sorted((tmp_path / "kept").iterdir())
+    again = python("launch/compare.py", *kept, "--out", tmp_path / "again", "--no_inference")
+    assert json.loads((tmp_path / "again" / "results.json").read_text()).keys() == results.keys()
+    assert "One seed only" not in again
+
+
+def test_a_single_run_stands_alone_and_says_so(record):
+    arms = arms_of([record])
+    text = markdown(arms, {}, "One")
+    assert "One seed only, so no spread: one_rank." in text and "±" not in text
+
+
+def test_problems_are_told_by_h90_and_accuracy_in_place_of_bits(record):
+    runs = [of_problems(record, "deep", 6), of_problems(record, "deep", 8, seed=2), of_problems(record, "shallow", 3)]
+    arms = arms_of(runs)
+    rows = {name: cells for name, *cells in table(arms)}
+    assert rows["H90, steps"] == ["7.0 ± 1.4", "3.0"] and "bits per byte" not in rows
+    assert {"accuracy_by_chain", "accuracy_by_loss"} <= set(plots_of(arms))
+
+
+def test_growth_events_and_distances_have_their_place(record):
+    grown = [Growth(tokens=1024, flops=record.flops / 2, seconds=0.1, operator="interpose")]
+    arms = arms_of([record, of_another_arm(record, "grown", growth=grown, divergence={"0-1": 0.3, "2-3": 1.2})])
+    plots = plots_of(arms)
+    assert "dotted: growth events" in plots["loss_by_tokens"][0] and "divergence_1" in plots
+
+
+def test_names_are_shown_as_text_not_as_markup(record):
+    arms = arms_of([of_another_arm(record, "<script>|")])
+    assert "<script>" not in page(arms, {}, "x<y") and "&lt;script&gt;" in page(arms, {}, "x<y")
+    assert "\\|" in markdown(arms, {}, "x")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda run: (run / "config.yaml").unlink(), "no run, config.yaml is not in it"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), "holds no complete checkpoint"),
+        (lambda run: _drop(run, "test"), "not finished, there is no evaluation on test at step 8"),
+    ],
+)
+def test_what_is_no_finished_run_is_refused_in_words(spoil, words, trained_run, tmp_path):
+    run = tmp_path / "spoilt"
+    shutil.copytree(trained_run, run)
+    spoil(run)
+    said = python("launch/compare.py", trained_run, run, "--out", tmp_path / "report", expect=2)
+    assert f"error: {run}: {words}" in said and "Traceback" not in said
+    assert not (tmp_path / "report").exists()
+
+
+def _drop(run: Path, split: str) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line).get("split") != split))
+
+
+def test_a_file_that_is_no_record_is_named(trained_run, tmp_path):
+    (tmp_path / "a.json").write_text('{"name": 3}')
+    said = python("launch/compare.py", tmp_path / "a.json", "--out", tmp_path / "report", expect=2)
+    assert "a.json: no record of a run (name:" in said and "Traceback" not in said
+
+
+PROBE = """<!doctype html><body><script>
+const widths = [1280, 390], found = {};
+let left = widths.length;
+for (const width of widths) {
+  const frame = document.createElement("iframe");
+  frame.width = width; frame.height = 900; frame.src = "report.html";
+  frame.onload = () => {
+    const page = frame.contentDocument, root = page.documentElement;
+    const outside = [...page.querySelectorAll("h1, li, img, figcaption, .scroll")].filter(
+      (part) => part.getBoundingClientRect().right > width + 0.5 || part.getBoundingClientRect().left < 0);
+    found[width] = {scrolls: root.scrollWidth > root.clientWidth, outside: outside.length,
+      broken: [...page.images].filter((image) => !image.complete || !image.naturalWidth).length,
+      images: page.images.length};
+    if (!--left) document.title = JSON.stringify(found);
+  };
+  document.body.append(frame);
+}
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_in_a_browser_nothing_is_cut_off_on_a_screen_or_a_telephone_and_nothing_is_fetched(record, tmp_path):
+    runs = [of_problems(record, "a model with a rather long name of its own", 5), of_problems(record, "b", 3)]
+    arms = arms_of(runs)
+    write_report(tmp_path, arms, plots_of(arms), "A comparison whose title is long enough to be broken on a telephone")
+    (tmp_path / "probe.html").write_text(PROBE)
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_request(self, code="-", size="-"):
+            asked.append(self.path)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    quiet += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
+    url = f"http://127.0.0.1:{server.server_port}/probe.html"
+    command = [CHROMIUM, *quiet, "--window-size=1400,1000", "--timeout=20000", "--dump-dom", url]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    server.shutdown()
+    found = json.loads(re.search(r"<title>(.*)</title>", dom)[1].replace("&quot;", '"'))
+    for width in ("1280", "390"):
+        seen = {"scrolls": False, "outside": 0, "broken": 0, "images": len(plots_of(arms))}
+        assert found[width] == seen, width
+    assert {path for path in asked if path != "/favicon.ico"} == {"/probe.html", "/report.html"}
