@@ -2,7 +2,7 @@
 
 python launch/compare.py RUN RUN ... --out report/
     RUN: a folder that launch/train.py wrote, or a file of an earlier --records. Runs that differ by their seed alone
-    are one arm: a row with mean and deviation.
+    are one arm, with mean and deviation. The first arm is the baseline of speedups.
 """
 
 import argparse

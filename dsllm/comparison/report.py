@@ -12,6 +12,7 @@ from typing import Any
 
 from dsllm.comparison.arms import Arm
 from dsllm.comparison.record import RunRecord
+from dsllm.comparison.speedup import Speedup, speedups
 from dsllm.data.files import os_errors_named, write_atomically
 
 Cell = Callable[[Arm], str]
@@ -33,6 +34,17 @@ def _figure(of: Callable[[RunRecord], float | None], form: str, scale: float = 1
 def _fact(of: Callable[[RunRecord], Any], form: str = "") -> Cell:
     """What all runs of an arm share."""
     return lambda arm: format(of(arm.first), form)
+
+
+def _speedup_cell(gains: Mapping[str, Mapping[str, Speedup]], cost: str) -> Cell:
+    def cell(arm: Arm) -> str:
+        found = gains.get(arm.name, {}).get(cost)
+        if found is None:
+            return ""
+        between = "" if found.least == found.most else f" ({100 * found.least:+.0f} … {100 * found.most:+.0f})"
+        return f"{100 * found.mean:+.0f} %{between}"
+
+    return cell
 
 
 def figures(arms: Sequence[Arm]) -> list[tuple[str, Cell]]:
@@ -62,6 +74,10 @@ def figures(arms: Sequence[Arm]) -> list[tuple[str, Cell]]:
         found.append(("mean accuracy", _figure(lambda run: run.area, ".3f")))
     else:
         found.append(("bits per byte", _figure(lambda run: run.bits_per_byte, ".4f")))
+    gains = {arm.name: speedups(arm, arms[0]) for arm in arms[1:]}
+    for cost, words in (("tokens", "tokens"), ("flops", "FLOPs"), ("seconds", "seconds")):
+        if any(cost in of for of in gains.values()):
+            found.append((f"speedup at equal loss, by {words}", _speedup_cell(gains, cost)))
     if any(arm.first.prefill_ms is not None for arm in arms):
         found.append(("prefill ms", _figure(lambda run: run.prefill_ms, ".1f")))
         found.append(("ms per token decoded", _figure(lambda run: run.decode_ms, ".2f")))
@@ -77,6 +93,12 @@ def notes(arms: Sequence[Arm]) -> list[str]:
         "ms per step, tokens/s: medians of the recorded steps without the first two of each engine. Training loss at "
         "the end: mean of the last tenth of the steps. FLOPs as in docs/records.md: three times the forward pass.",
     ]
+    if any(speedups(arm, arms[0]) for arm in arms[1:]):
+        said.append(
+            f"Speedup over {arms[0].name}: how much sooner the worse of both final validation losses is reached, with "
+            "the least and the most over pairs of seeds. A loss in the midst of a schedule has not decayed yet, which "
+            "counts against the arm that goes on."
+        )
     if any(len(arm.runs) > 1 for arm in arms):
         said.append("± is one standard deviation over seeds.")
     single = [arm.name for arm in arms if len(arm.runs) == 1]
