@@ -8,8 +8,8 @@ another of its arm by nothing but how far back a model could look. They were tra
 under a longer one is behind their training. Loss by phase is that of position t mod 16, the product of mid's strides,
 worst over best; a plain transformer has no phases, so its ratio is luck, which the others are to be held against.
 
-Reads benchmarks/results/conv_quality.json, the arms of its second table. A run whose checkpoint is not in --work is
-trained again first.
+Reads benchmarks/results/conv_quality.json, by default the arms of its first table. A run whose checkpoint is not in
+--work is trained again first.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from dsllm.training.loading import load_model
 from dsllm.training.sources import open_split, resolve_vocabulary
 
 SCORED, PERIOD = 128, 16
+COUNTS = {"documented": "documented", "causal": "a causal kernel computes them"}
 
 
 def stretches(run: Path, length: int, samples: int) -> torch.Tensor:
@@ -90,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contexts", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--samples", type=int, default=128, help="stretches of the test split")
+    parser.add_argument("--table", default="documented", choices=["documented", "causal"], help="how FLOPs count")
     parser.add_argument("--arms", help="separated by semicolons; by default all of the table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--data", type=Path, default=Path("data/bytes"))
@@ -102,11 +104,12 @@ def main() -> None:
                 raise UserError(f"--contexts {context}: take a multiple of {PERIOD}, at least {2 * SCORED}")
         quality = json.loads((report.RESULTS / "conv_quality.json").read_text())
         trials = Trials(report.RESULTS / "conv_quality_runs.jsonl", arguments.work, arguments.data.absolute())
-        arms = quality["causal"] if arguments.arms is None else arguments.arms.split(";")
+        table = quality[arguments.table]
+        arms = table if arguments.arms is None else arguments.arms.split(";")
         for arm in arms:
-            if arm not in quality["causal"]:
-                raise UserError(f"--arms {arm}: not in the table; take {'; '.join(quality['causal'])}")
-        kept = [run for arm in arms for run in quality["causal"][arm]["seeds"] if run["seed"] in arguments.seeds]
+            if arm not in table:
+                raise UserError(f"--arms {arm}: not in the table; take {'; '.join(table)}")
+        kept = [run for arm in arms for run in table[arm]["seeds"] if run["seed"] in arguments.seeds]
         with ThreadPoolExecutor(arguments.jobs) as pool:
             folders = list(pool.map(trials.again, kept))
         tokens = stretches(folders[0], max(arguments.contexts), arguments.samples)
@@ -118,7 +121,7 @@ def main() -> None:
     header = ["context", "arm", "nats per token", "bits per byte", "worst phase / best"]
     text = (
         f"The last {SCORED} bytes of {arguments.samples} stretches of the test split, the same behind every context; "
-        f"models of conv_quality.md's second table, trained at 1,024; mean ± sd of {len(arguments.seeds)} seeds; torch "
+        f"models of conv_quality.md, FLOPs counted as {COUNTS[arguments.table]}, trained at 1,024; mean ± sd of {len(arguments.seeds)} seeds; torch "
         f"{about['versions']['torch']}, commit {about['commit']}, {about['date']}.\n\n"
         f"{report.table(header, rows(found, arguments.contexts))}"
     )
