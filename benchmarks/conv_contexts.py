@@ -121,8 +121,9 @@ def main() -> None:
     header = ["context", "arm", "nats per token", "bits per byte", "worst phase / best"]
     text = (
         f"The last {SCORED} bytes of {arguments.samples} stretches of the test split, the same behind every context; "
-        f"models of conv_quality.md, FLOPs counted as {COUNTS[arguments.table]}, trained at 1,024; mean ± sd of {len(arguments.seeds)} seeds; torch "
-        f"{about['versions']['torch']}, commit {about['commit']}, {about['date']}.\n\n"
+        f"models of conv_quality.md, FLOPs counted as {COUNTS[arguments.table]}, trained at 1,024; mean ± sd of "
+        f"{len(arguments.seeds)} seeds; torch {about['versions']['torch']}, commit {about['commit']}, "
+        f"{about['date']}.\n\n"
         f"{report.table(header, rows(found, arguments.contexts))}"
     )
     report.write("conv_contexts", {"machine": about, "samples": arguments.samples, "arms": found}, text)
