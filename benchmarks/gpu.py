@@ -7,13 +7,15 @@ are several), the loader, clipping, the optimizer and DeepSpeed included, withou
 median over stretches of ten, behind the first two stretches. Utilisation (MFU) is the model's FLOPs (docs/records.md:
 what checkpointing recomputes does not count, nor does causality) over the peak of the data sheet, for dense bf16; and
 over the best square matrix product seen here. Convolution attention and decoding are the affair of
-benchmarks/conv_attention.py, which runs on a GPU, too. What is done is written down after every model, so that a node
-that is taken away keeps it.
+benchmarks/conv_attention.py, which runs on a GPU, too. What is done is written down after every model, and a call
+for other parts adds to it.
 
 Needs no network; tokens of GPT-2's vocabulary, as `make demo` writes them into data/demo.
 """
 
 import argparse
+import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -33,6 +35,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "launch" / "recipes"
 
 DATA_SHEET = {
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
     "A100": 312e12,
@@ -82,7 +85,7 @@ PARITY = ("origin_gpt2", "origin_progressive", "origin_conv_attention", "conv_mi
 
 def peak_of(name: str) -> float | None:
     """FLOP/s of a GPU by its name, None if it is in no list of ours."""
-    return next((peak for part, peak in DATA_SHEET.items() if part in name), None)
+    return next((peak for part, peak in DATA_SHEET.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 def trained(arm: Arm, data: str, steps: int, ranks: int) -> dict[str, float]:
@@ -175,6 +178,9 @@ def main() -> None:
     torch.cuda.empty_cache()  # for the processes to come
     facts: dict[str, Any] = {"machine": about, "data_sheet_peak": peak and ranks * peak, "matrix_peak": best}
     facts |= {part: {} for part in parts}
+    earlier = report.RESULTS / "gpu.json"
+    if earlier.exists() and (before := json.loads(earlier.read_text()))["machine"] == about:
+        facts |= {part: before[part] for part in parts}  # of the same commit, machine and day
     if "growth" in arguments.parts:
         facts["growth"] = growing(data, ranks)
         keep(facts)

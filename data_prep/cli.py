@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with user_errors_exit():
             _action(list(sys.argv[1:] if argv is None else argv)).do()
     except KeyboardInterrupt as stop:
-        print("stopped; the same command goes on from the last whole shards", file=sys.stderr, flush=True)
+        print("stopped; the same command goes on", file=sys.stderr, flush=True)
         raise SystemExit(143 if isinstance(stop, _Terminated) else 130) from None
 
 

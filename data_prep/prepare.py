@@ -241,7 +241,8 @@ class _Run:
 def _earlier(out: Path, *, fresh: bool) -> Journal | None:
     """Where an earlier preparation of this folder stands, complete or not; None to begin anew."""
     if not was_prepared(out):
-        strangers = sorted(file.name for file in out.iterdir() if is_ours(file.name) or file.name in SIDE_FILES)
+        names = [file.name for file in out.iterdir()]
+        strangers = sorted(name for name in names if is_ours(name.removesuffix(".tmp")) or name in SIDE_FILES)
         if strangers:
             raise DataError(
                 f"{out}: holds {strangers[0]}, but no {JOURNAL_NAME} or {MANIFEST_NAME} of data_prep says what it "

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from dsllm.comparison.arms import arms_of
-from dsllm.comparison.inference import measure_inference
+from dsllm.comparison.inference import measure_inference, this_machine
 from dsllm.comparison.plots import plots_of
 from dsllm.comparison.record import RunRecord
 from dsllm.comparison.report import notes, table, write_report
@@ -31,19 +31,37 @@ def main() -> None:
         records = [RunRecord.read(path) for path in arguments.runs]
         arms_of(records)  # what must not be compared is said before anything is measured
         if not arguments.no_inference:
-            folders = {str(i): path for i, path in enumerate(arguments.runs) if path.is_dir()}
-            for i, (prefill, decode) in measure_inference(folders).items():
-                records[int(i)] = records[int(i)].model_copy(update={"prefill_ms": prefill, "decode_ms": decode})
+            folders = dict(zip(map(id, records), arguments.runs, strict=True))
+            firsts = [arm.first for arm in arms_of(records)]
+            found = measure_inference({str(id(of)): folders[id(of)] for of in firsts if folders[id(of)].is_dir()})
+            records = [_with_inference(record, found.get(str(id(record)))) for record in records]
         arms = arms_of(records)
         write_report(arguments.out, arms, plots_of(arms), arguments.title)
         if arguments.records is not None:
-            with os_errors_named(arguments.records):
-                arguments.records.mkdir(parents=True, exist_ok=True)
-            for record in records:
-                record.write(arguments.records / f"{record.name}.json")
+            _keep(records, arguments.records)
     _show(table(arms))
     print("\n".join(notes(arms)))
     print(f"{arguments.out / 'report.html'}")
+
+
+def _with_inference(record: RunRecord, found: tuple[float, float] | None) -> RunRecord:
+    if found is None:
+        return record
+    update = {"prefill_ms": found[0], "decode_ms": found[1], "inference_on": this_machine()}
+    return record.model_copy(update=update)
+
+
+def _keep(records: list[RunRecord], folder: Path) -> None:
+    """A file for each run, by its name; by its folder's too, where runs of several have one name."""
+    names = [record.name for record in records]
+    if len(set(names)) < len(names):
+        names = [f"{record.group}_{record.name}" for record in records]
+    if len(set(names)) < len(names):
+        raise UserError(f"--records: several runs are called {max(names, key=names.count)}; give their folders names")
+    with os_errors_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, record in zip(names, records, strict=True):
+        record.write(folder / f"{name}.json")
 
 
 def _show(rows: list[list[str]]) -> None:

@@ -18,7 +18,7 @@ from dsllm.config import RunConfig
 from dsllm.data.batches import EvaluationBatch, evaluation_batches
 from dsllm.data.dataset import SampleSource
 from dsllm.data.manifest import Manifest
-from dsllm.errors import UserError, user_errors_exit
+from dsllm.errors import DataError, UserError, user_errors_exit
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.evaluation import Evaluation, evaluate, phase_losses
 from dsllm.training.leak import LeakAlarm
@@ -101,7 +101,14 @@ def _splits_of_reasoning(config: RunConfig) -> list[str]:
             f"--reasoning: {', '.join(config.data.paths)} holds text, not problems with chains; train on a folder that "
             f"`python -m data_prep reasoning` made"
         )
-    return ["test", *(["beyond"] if all("beyond" in Manifest.read(Path(p)).splits for p in config.data.paths) else [])]
+    if not all("beyond" in Manifest.read(Path(path)).splits for path in config.data.paths):
+        return ["test"]
+    try:
+        open_split(config, "beyond")
+    except DataError as error:
+        print(f"beyond is left out: {error}")
+        return ["test"]
+    return ["test", "beyond"]
 
 
 def _chance(config: RunConfig) -> dict[str, float]:

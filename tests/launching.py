@@ -15,9 +15,9 @@ HAS_FP16 = torch.ops.mkldnn._is_mkldnn_fp16_supported()  # what DeepSpeed asks o
 needs_fp16 = pytest.mark.skipif(not HAS_FP16, reason="DeepSpeed takes fp16 only on CPUs with instructions for it")
 
 
-_SEEN = os.environ.setdefault(
-    "GPUS_OF_THE_TESTS", os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
-)
+_GIVEN = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+# Kept in the environment, because a worker of pytest-xdist inherits one in which they are hidden already.
+_SEEN = os.environ.setdefault("GPUS_OF_THE_TESTS", ",".join(_GIVEN[: torch.cuda.device_count()]))
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 GPUS = len(_SEEN.split(",")) if _SEEN else 0
 """Of this machine, which the tests do not see: they run on CPUs, alike everywhere, but for those of GPUs."""

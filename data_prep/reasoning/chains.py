@@ -15,6 +15,9 @@ class PermChain(Task):
     """s_0, i_1 … i_K: at each step the state becomes f_i of itself, f_i being one of a few permutations.
 
     4 f2 f0 f7   →   f2(4), f0(f2(4)), f7(f0(f2(4)))
+
+    A problem begins with all shorter ones, so its split follows from its first four steps: of a held-out problem no
+    answer from the fourth step on was trained on. The few that are shorter can only be known.
     """
 
     name: ClassVar[str] = "perm_chain"
@@ -31,7 +34,11 @@ class PermChain(Task):
 
     @property
     def longest(self) -> int:
-        return 1 << 16
+        return 4095
+
+    @property
+    def split_tokens(self) -> int | None:
+        return 1 + 4
 
     def chance(self, length: int) -> float:
         return 1 / self.values

@@ -9,6 +9,9 @@ from data_prep.reasoning.folder import ProblemRequest, make_problems
 from dsllm.errors import DataError
 from dsllm.section import validate
 
+LONGEST = 65_535
+"""What a depth can say."""
+
 
 @values("task", "out", "lengths", "beyond", "documents", "held_out", "seed", "vocabulary", "options")
 def reasoning(
@@ -73,12 +76,12 @@ def _range(flag: str, value: str) -> range:
     """`3-12`, or `7` alone."""
     first, _, last = value.partition("-")
     try:
-        found = range(int(first), int(last or first) + 1)
+        low, high = int(first), int(last or first)
     except ValueError:
-        found = range(0)
-    if not len(found) or found[0] < 1:
+        low, high = 0, 0
+    if not 1 <= low <= high <= LONGEST:
         raise DataError(f"--{flag} {value}: no range of chain lengths; give one from 1, as in --{flag} 1-12")
-    return found
+    return range(low, high + 1)
 
 
 def _options(value: str | None) -> dict[str, str]:

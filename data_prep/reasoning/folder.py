@@ -8,9 +8,11 @@
     DIR/tokenizer.json  manifest.json
 
 A problem's split follows from its tokens alone, so that no problem is in two; those of val, test and beyond differ from
-each other, too. Short chains may have fewer problems than were asked for.
+each other, too. Short chains may have fewer problems than were asked for. All is made in DIR/.making and moved when it
+is whole: until then DIR is what it was.
 """
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +27,12 @@ from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split, WhitespaceSplit
 
-from data_prep.journal import SIDE_FILES, differences, is_ours, locked, made_folder, remove_everything, was_prepared
+from data_prep.journal import SIDE_FILES, differences, is_ours, locked, made_folder, was_prepared
 from data_prep.progress import Progress
 from data_prep.reasoning.task import NO_LABEL, Array, Problems, Task
-from dsllm.data.files import write_atomically
+from dsllm.data.files import os_errors_named, write_atomically
 from dsllm.data.indexed import IndexedWriter, token_dtype
-from dsllm.data.manifest import DEPTHS, LABELS, Manifest, ShardInfo, StreamInfo, write_rates
+from dsllm.data.manifest import DEPTHS, LABELS, MANIFEST_NAME, Manifest, ShardInfo, StreamInfo, write_rates
 from dsllm.errors import DataError
 from dsllm.tokenizer import Tokenizer, load_tokenizer
 from dsllm.tokenizer.hugging_face import TOKENIZER_FILE, HuggingFaceTokenizer
@@ -39,6 +41,7 @@ SHARES = {"train": range(2, 16), "val": range(1), "test": range(1, 2), "beyond":
 """By split, the sixteenths of all problems that belong to it; chains beyond training are in no other split anyway."""
 BLOCK_TOKENS = 1 << 16
 """Tokens that are made at a time; part of what a seed means."""
+DRAFT = ".making"
 PATIENCE = 8
 """Blocks in a row without a new problem, after which there are no more."""
 
@@ -109,31 +112,50 @@ class ProblemRequest:
 def make_problems(
     request: ProblemRequest, out: Path, *, fresh: bool = False, show: bool | None = None
 ) -> Progress | None:
-    """Makes `out` the data folder of a request; None if it is that already. Stopped, it begins anew: it takes seconds.
+    """Makes `out` the data folder of a request; None if it is that already. Stopped, it begins anew.
 
     Raises:
         DataError: a request that contradicts itself, or a folder that holds something else.
     """
     request.check()
     with made_folder(out), locked(out):
-        tokenizer, definition = _tokenizer(request, out)
-        manifest = request.manifest(tokenizer)
-        if _is_done(out, manifest, fresh):
-            return None
-        remove_everything(out)
+        draft = out / DRAFT
         try:
+            tokenizer, definition = _tokenizer(request, draft)
+            manifest = request.manifest(tokenizer)
+            if _is_done(out, manifest, fresh):
+                return None
             with Progress(show=show) as progress:
-                manifest.write(out)
+                _make_draft(draft)
                 if definition:
-                    write_atomically(out / TOKENIZER_FILE, definition)
-                shards, counts = _write(request, out, tokenizer, progress)
-            write_rates(out, progress.rates)
+                    write_atomically(draft / TOKENIZER_FILE, definition)
+                shards, counts = _write(request, draft, tokenizer, progress)
+            write_rates(draft, progress.rates)
             source: dict[str, JsonValue] = {**manifest.source, "problems": counts}
+            _put_in_place(draft, out, manifest)
             manifest.model_copy(update={"complete": True, "shards": shards, "source": source}).write(out)
-        except BaseException:
-            remove_everything(out)
-            raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
     return progress
+
+
+def _make_draft(draft: Path) -> None:
+    shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed
+    with os_errors_named(draft):
+        draft.mkdir()
+
+
+def _put_in_place(draft: Path, out: Path, manifest: Manifest) -> None:
+    """Replace what a preparation left in `out` by the draft's files; killed in its midst, the folder says so."""
+    if was_prepared(out):
+        manifest.write(out)  # which is not complete
+        for file in out.iterdir():
+            if is_ours(file.name) or (file.name in SIDE_FILES and file.name != MANIFEST_NAME):
+                with os_errors_named(file):
+                    file.unlink()
+    for file in draft.iterdir():
+        with os_errors_named(file):
+            file.replace(out / file.name)
 
 
 def problems_of(request: ProblemRequest, split: str, length: int, count: int) -> Iterator[Problems]:
@@ -143,8 +165,9 @@ def problems_of(request: ProblemRequest, split: str, length: int, count: int) ->
     while left and dry < PATIENCE:
         rng = np.random.default_rng([request.seed, list(SHARES).index(split), length, block])
         made = request.task.generate(length, per_block, rng)
-        hashes = _hashes(made.tokens)
-        kept = np.flatnonzero(np.isin(hashes >> np.uint64(60), np.array(SHARES[split], np.uint64)))
+        hashes, of_split = _hashes(made.tokens), _hashes(made.tokens[:, : request.task.split_tokens])
+        mine = np.isin(of_split >> np.uint64(60), np.array(SHARES[split], np.uint64))
+        kept = np.flatnonzero(mine & made.depths.any(axis=1))  # some ask for nothing
         if split != "train":
             first = np.unique(hashes[kept], return_index=True)[1]
             kept = np.sort(kept[first])
@@ -170,7 +193,10 @@ def _write(
                     by_length = counts.setdefault(split, {})
                     by_length[str(length)] = by_length.get(str(length), 0) + len(problems.tokens)
             if split not in counts:
-                raise DataError(f"--lengths: chains so short that no problem falls to {split}; take longer ones")
+                raise DataError(
+                    f"--lengths {request.lengths[0]}-{request.lengths[-1]}: so few problems that none falls to "
+                    f"{split}; take longer chains, or options that allow more of them"
+                )
             shards.append(shard.finish(split))
     return shards, counts
 

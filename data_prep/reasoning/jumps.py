@@ -16,8 +16,8 @@ class PointerChase(Task):
     """
 
     name: ClassVar[str] = "pointer_chase"
-    nodes: int = Field(24, ge=2, le=4096)
-    """Nodes of the cycle; a chain is shorter."""
+    nodes: int = Field(24, ge=4, le=4096)
+    """Nodes of the cycle; a chain goes half round at most, for beyond that it is shorter backwards."""
 
     @property
     def words(self) -> list[str]:
@@ -25,7 +25,7 @@ class PointerChase(Task):
 
     @property
     def longest(self) -> int:
-        return self.nodes - 1
+        return self.nodes // 2
 
     def chance(self, length: int) -> float:
         return 1 / (self.nodes - 1)  # any but the start
@@ -50,11 +50,12 @@ class PHop(Task):
     """Induction by p hops (Saunshi et al., 2502.17416, section 4): p is said first, then come random letters.
 
     From position i one hops to find(i) = max {j ≤ i : v_{j-1} = v_i}, the place behind the newest earlier copy of its
-    letter, and so p times; the label at i is the letter one ends at, where there is such a place.
+    letter, and so p times; the label at i is the letter one ends at, where there is such a place. Unlike there no
+    letter follows itself: from a repeated one a hop would stay where it is, and p hops be none.
     """
 
     name: ClassVar[str] = "p_hop"
-    letters: int = Field(4, ge=2, le=256)
+    letters: int = Field(4, ge=3, le=256)
     sequence: int = Field(128, ge=2, le=1 << 16)
     """Letters of a problem."""
     hops: int = Field(64, ge=1, le=4096)
@@ -66,13 +67,14 @@ class PHop(Task):
 
     @property
     def longest(self) -> int:
-        return self.hops
+        return min(self.hops, self.sequence // 2)
 
     def chance(self, length: int) -> float:
-        return 1 / self.letters
+        return 1 / (self.letters - 1)  # not the letter that one hopped by
 
     def generate(self, length: int, count: int, rng: np.random.Generator) -> Problems:
-        letters = rng.integers(self.letters, size=(count, self.sequence))
+        steps = rng.integers(1, self.letters, size=(count, self.sequence))
+        letters = (rng.integers(self.letters, size=(count, 1)) + steps.cumsum(axis=1)) % self.letters
         hop = _hops(letters, self.letters)
         place = np.tile(np.arange(self.sequence), (count, 1))
         for _ in range(length):

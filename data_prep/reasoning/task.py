@@ -55,6 +55,11 @@ class Task(Section):
     def longest(self) -> int:
         """The longest chain that the parameters allow."""
 
+    @property
+    def split_tokens(self) -> int | None:
+        """From how many of a problem's first tokens its split follows; None: from all."""
+        return None
+
     @abstractmethod
     def chance(self, length: int) -> float:
         """The accuracy, at that chain length, of one who knows the rules but not the chain."""

@@ -1,5 +1,6 @@
 """Problems written out in characters, with the answer behind them: there the label is the next character."""
 
+import math
 import string
 from typing import ClassVar
 
@@ -129,7 +130,9 @@ class Addition(Written):
         return 1000
 
     def chance(self, length: int) -> float:
-        return 10.0 ** -len(str(999 * length))
+        """Of the likeliest sum: 1 / 900 of one number, else that of a normal distribution of its variance."""
+        variance = length * (900**2 - 1) / 12
+        return 1 / 900 if length == 1 else 1 / math.sqrt(2 * math.pi * variance)
 
     def generate(self, length: int, count: int, rng: np.random.Generator) -> Problems:
         numbers = rng.integers(100, 1000, size=(count, length))

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from dsllm.comparison.record import Point, RunRecord
 from dsllm.errors import UserError
 
+SEED_ALONE = re.compile(r"(seed|s)?[\W_]*\d+", re.IGNORECASE)
+SEED_BEHIND = r"(?i)[\W_]+(seed|s)?[\W_]*\d+$"
+
 APART = {
     "data": "trained and scored on other data",
     "tokenizer": "another tokenizer",
     "objective": "another objective",
     "context": "scored in samples of another length",
     "tokens": "other tokens scored",
+    "validation_tokens": "other validation samples",
 }
 """What must be the same, and what it is called if it is not."""
 
@@ -93,7 +97,7 @@ def _check_comparable(arms: Sequence[Arm]) -> None:
         if apart:
             raise UserError(
                 f"{base.name} and {arm.first.name}: {'; '.join(apart)}: their losses do not belong into one column; "
-                f"compare runs on one data folder, of one context, with one train.test_samples"
+                f"compare runs on one data folder, of one context, train.test_samples and train.eval_samples"
             )
 
 
@@ -105,9 +109,13 @@ def _said(record: RunRecord, key: str) -> str:
 
 
 def _name(runs: Sequence[RunRecord]) -> str:
-    """What the runs' folders are called, without the seed."""
+    """What the runs' folders are called, but for the seed: gpt2 of gpt2_seed1 and gpt2_seed2, or of gpt2/1, gpt2/2."""
+    if all(SEED_ALONE.fullmatch(run.name) for run in runs):
+        return runs[0].group
     if len(runs) == 1:
         return runs[0].name
-    names = sorted(run.name for run in runs)
-    common = next((i for i, (a, b) in enumerate(zip(names[0], names[-1], strict=False)) if a != b), len(names[0]))
-    return re.sub(r"[\W_]*(seed|s)?[\W_]*$", "", names[0][:common]) or names[0]
+    for pattern in (SEED_BEHIND, r"\d+$"):
+        stems = {re.sub(pattern, "", run.name) for run in runs}
+        if len(stems) == 1 and "" not in stems:
+            return stems.pop()
+    return runs[0].name

@@ -1,5 +1,6 @@
 """How long a prefill and a decoded token take, of several models in turns, as `generate` does both."""
 
+import platform
 import statistics
 import time
 from collections.abc import Mapping
@@ -11,21 +12,35 @@ from dsllm.models.language_model import LanguageModel
 from dsllm.training.loading import load_model
 
 TURN, TURNS = 16, 4
-"""Tokens that a model decodes before it is the next one's turn, and how many turns it has."""
+"""Tokens that a model decodes behind a prefill before it is the next one's turn, and how many turns it has."""
 
 
 @torch.no_grad()
 def measure_inference(folders: Mapping[str, Path]) -> dict[str, tuple[float, float]]:
     """By name: milliseconds of a prefill of half a context, and the median per token decoded after it, batch 1."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models = {name: load_model(folder).to(device) for name, folder in folders.items()}
+    loaded = {name: load_model(folder).to(device) for name, folder in folders.items()}
+    models = {name: model for name, model in loaded.items() if model.config.context > 1}
     for model in models.values():  # what the first call alone does
-        _Decoding(model, device).decode(2)
-    decodings = {name: _Decoding(model, device) for name, model in models.items()}
-    for _ in range(TURNS):
+        _Decoding(model, device).decode(1)
+    turns = [{name: _Decoding(model, device) for name, model in models.items()} for _ in range(TURNS)]
+    for decodings in turns:
         for decoding in decodings.values():
-            decoding.decode(min(TURN, (decoding.model.config.context - decoding.prefix) // TURNS))
-    return {name: (1000 * of.prefill, 1000 * statistics.median(of.seconds)) for name, of in decodings.items()}
+            decoding.decode(min(TURN, decoding.model.config.context - decoding.prefix))
+    return {
+        name: (
+            1000 * statistics.median(of[name].prefill for of in turns),
+            1000 * statistics.median(seconds for of in turns for seconds in of[name].seconds),
+        )
+        for name in models
+    }
+
+
+def this_machine() -> str:
+    """What the figures depend on, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
 
 
 class _Decoding:
@@ -33,7 +48,7 @@ class _Decoding:
 
     def __init__(self, model: LanguageModel, device: torch.device):
         self.model, self.device = model, device
-        self.prefix = max(1, model.config.context // 2)
+        self.prefix = model.config.context // 2
         ids = torch.randint(model.vocab_size, (1, self.prefix), generator=torch.Generator().manual_seed(0)).to(device)
         begun = self._now()
         self._cache = model.new_cache()
@@ -53,3 +68,10 @@ class _Decoding:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
+
+
+def cpu_name() -> str:
+    """As Linux knows it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -10,7 +10,7 @@ from dsllm.comparison.arms import Arm
 from dsllm.comparison.record import Point
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vP*"
 SIZE = (7.2, 4.4)
 """Inches; at 150 dots per inch, 1,080 × 660."""
 AXES: dict[str, tuple[str, Callable[[Point], float]]] = {
@@ -59,6 +59,11 @@ def _png(figure: Any) -> bytes:
     return content.getvalue()
 
 
+def _label(arm: Arm) -> str:
+    """Its name as it stands: matplotlib would leave out a name with _ in front, and read $ as mathematics."""
+    return "\u200b" + arm.name.replace("$", r"\$")
+
+
 def _style(number: int) -> dict[str, Any]:
     return {
         "color": COLOURS[number % len(COLOURS)],
@@ -76,7 +81,7 @@ def _loss(arms: Sequence[Arm], axis: str) -> bytes:
         # What is before any training says nothing of the arms, and makes the rest small.
         curve = [(point, spread) for point, spread in curve if point.tokens > 0]
         x, y = [of(point) for point, _ in curve], np.array([point.loss for point, _ in curve])
-        axes.plot(x, y, label=arm.name, markevery=max(1, len(x) // 12), **_style(number))
+        axes.plot(x, y, label=_label(arm), markevery=max(1, len(x) // 12), **_style(number))
         if all(spread is not None for _, spread in curve):
             band = np.array([spread or 0.0 for _, spread in curve])
             axes.fill_between(x, y - band, y + band, color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0)
@@ -95,7 +100,7 @@ def _accuracy(arms: Sequence[Arm]) -> bytes:
         lengths = sorted({int(length) for run in arm.runs for length in run.accuracy})
         shares = [[run.accuracy[str(k)] for run in arm.runs if str(k) in run.accuracy] for k in lengths]
         bars = [np.std(of, ddof=1) if len(of) > 1 else 0.0 for of in shares]
-        axes.errorbar(lengths, [np.mean(of) for of in shares], bars, label=arm.name, capsize=2, **_style(number))
+        axes.errorbar(lengths, [np.mean(of) for of in shares], bars, label=_label(arm), capsize=2, **_style(number))
     axes.axhline(0.9, color="#666666", linestyle="--", linewidth=1)
     axes.text(
         1, 0.91, "0.9, the bound of H90", fontsize=8, color="#666666", ha="right", transform=axes.get_yaxis_transform()
@@ -114,7 +119,7 @@ def _accuracy_and_loss(arms: Sequence[Arm]) -> bytes:
         points = [(run.test_loss, np.mean(list(run.accuracy.values()))) for run in arm.runs if run.accuracy]
         if points:
             axes.plot(
-                *zip(*points, strict=True), label=arm.name, **{**_style(number), "linestyle": "", "markersize": 7}
+                *zip(*points, strict=True), label=_label(arm), **{**_style(number), "linestyle": "", "markersize": 7}
             )
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("test loss, nats per label")

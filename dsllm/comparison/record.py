@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dsllm.config import ModelConfig, RunConfig
 from dsllm.data.files import os_errors_named, write_atomically
@@ -22,6 +22,7 @@ from dsllm.errors import UserError
 from dsllm.models import skeleton
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.monitor import read_metrics
+from dsllm.training.progress import Progress
 from dsllm.training.reasoning import ChainAccuracy
 
 WARM_UP = 2
@@ -64,15 +65,21 @@ class Scored(_Part):
     """Of a sample."""
     tokens: int
     """Targets scored."""
+    validation_tokens: int
+    """Targets scored in training; 0 if none were."""
 
 
 class RunRecord(_Part):
     """One run."""
 
-    name: str
+    name: str = Field(pattern=r"^[^/\\]+$")
+    """The run's folder."""
+    group: str
+    """The folder around it."""
     seed: int
     arm: dict[str, Any]
-    """Its configuration but for the seed and where it lies: runs of equal ones are an arm."""
+    """Its configuration but for the seed, and where it lies and is kept; with precision and ranks as they were. Runs of
+    equal ones are an arm."""
     model: str
     layers: str
     heads: int
@@ -86,7 +93,7 @@ class RunRecord(_Part):
     step_ms: float
     tokens_per_second: float
     memory_mib: float
-    train_loss: float
+    train_loss: float | None
     test_batches: int
     test_loss: float
     bits_per_byte: float
@@ -101,6 +108,8 @@ class RunRecord(_Part):
     prefill_ms: float | None = None
     decode_ms: float | None = None
     """Per token, the median."""
+    inference_on: str | None = None
+    """The machine of both."""
 
     @property
     def h90(self) -> float | None:
@@ -148,64 +157,82 @@ def _of_run(run: Path) -> RunRecord:
     checkpoint = find_checkpoint(run)
     records = read_metrics(run)
     train = [record for record in records if record["kind"] == "train"]
-    tests = [r for r in records if r["kind"] == "eval" and r["split"] == "test" and r["step"] >= config.train.steps]
-    if tests and "samples" not in tests[-1]:
-        raise UserError(f"{run}: evaluated by an older dsllm; train its last steps again with this one")
+    val, on_test = ([r for r in records if r["kind"] == "eval" and r["split"] == split] for split in ("val", "test"))
+    tests = [record for record in on_test if record["step"] >= config.train.steps]
     if not tests or not train:
         raise UserError(
             f"{run}: not finished, there is no evaluation on test at step {config.train.steps}; the command that "
             f"trained it goes on (with train.test_samples other than 0)"
         )
     test, model = tests[-1], checkpoint.config().model
-    spent = _spent(train)
+    if "samples" not in test:
+        raise UserError(f"{run}: evaluated by an older dsllm; train its last steps again with this one")
+    if test["loss"] is None:
+        raise UserError(f"{run}: its test loss is no number, the run has diverged; leave it out, and say so")
+    validation = [record for record in val if record["loss"] is not None]
+    spent = _Spent(train, checkpoint.progress)
     timed = _steady(train, records)
-    size = skeleton(model)
+    where = run.resolve()
+    origin = checkpoint.origin
+    data = sha256(json.dumps(_data(origin.order)).encode()).hexdigest()
     return RunRecord(
-        name=run.name,
+        name=where.name,
+        group=where.parent.name,
         seed=config.train.seed,
-        arm=_arm(config),
+        arm=_arm(config, data) | {"ranks": origin.world_size, "precision": origin.precision},
         **_shape(model),
         micro_batch=config.train.micro_batch_size,
         context=model.context,
         steps=checkpoint.progress.step,
         tokens=checkpoint.progress.tokens,
-        parameters=size.count_parameters(),
+        parameters=skeleton(model).count_parameters(),
         flops=checkpoint.progress.flops,
         step_ms=1000 * statistics.median(record["step_seconds"] for record in timed),
         tokens_per_second=statistics.median(record["tokens_per_second"] for record in timed),
         memory_mib=max(record["memory_bytes"] for record in train) / 2**20,
-        train_loss=statistics.fmean(r["loss"] for r in train if r["step"] > (1 - LAST) * config.train.steps),
-        test_batches=-(-test["samples"] // (config.train.micro_batch_size * checkpoint.origin.world_size)),
+        train_loss=_final_loss(train, config.train.steps),
+        test_batches=-(-test["samples"] // (config.train.micro_batch_size * origin.world_size)),
         test_loss=test["loss"],
         bits_per_byte=test["bits_per_byte"],
         scored=Scored(
-            data=sha256(json.dumps(_data(checkpoint.origin.order)).encode()).hexdigest(),
-            tokenizer=checkpoint.origin.tokenizer.vocab_sha256,
-            tokenizer_name=checkpoint.origin.tokenizer.name,
+            data=data,
+            tokenizer=origin.tokenizer.vocab_sha256,
+            tokenizer_name=origin.tokenizer.name,
             objective=("labels of problems" if "accuracy" in test else "next token")
             + (", documents masked" if config.data.mask_documents else ""),
             context=model.context,
             tokens=test["scored_tokens"],
+            validation_tokens=validation[-1]["scored_tokens"] if validation else 0,
         ),
         accuracy=test.get("accuracy", {}),
         asked=test.get("asked", {}),
-        validation=[
-            Point(**spent(record), loss=record["loss"])
-            for record in records
-            if record["kind"] == "eval" and record["split"] == "val" and record["loss"] is not None
-        ],
+        validation=[Point(**spent(record), loss=record["loss"]) for record in validation],
         growth=[
             Growth(**spent(record), operator=record["operator"]) for record in records if record["kind"] == "growth"
         ],
-        divergence=next((r["divergence"] for r in reversed(records) if r["kind"] == "layers"), {}),
+        divergence={
+            pair: value
+            for pair, value in next((r["divergence"] for r in reversed(records) if r["kind"] == "layers"), {}).items()
+            if value is not None
+        },
     )
 
 
-def _arm(config: RunConfig) -> dict[str, Any]:
+def _final_loss(train: Sequence[dict[str, Any]], steps: int) -> float | None:
+    """The mean over the last tenth of the steps, or the last record's; None if that is no number."""
+    last = [record for record in train if record["step"] > (1 - LAST) * steps] or [train[-1]]
+    losses = [record["loss"] for record in last]
+    return None if None in losses else statistics.fmean(losses)
+
+
+def _arm(config: RunConfig, data: str) -> dict[str, Any]:
+    """What a run is, apart from its seed; not where its data lie, what it says of itself and how often it is saved."""
     values = config.model_dump(mode="json")
     for section in ("run_dir", "monitor"):
         del values[section]
-    del values["train"]["seed"]
+    for key in ("seed", "precision", "checkpoint_every", "keep_checkpoints"):
+        del values["train"][key]
+    values["data"]["path"] = data
     return values
 
 
@@ -229,16 +256,18 @@ def _steady(train: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) 
     return [record for record in train if id(record) not in cold] or list(train)
 
 
-class _spent:
+class _Spent:
     """What had been spent by the step of a record: `spent(record)`, between the records of training steps linearly."""
 
-    def __init__(self, train: Sequence[dict[str, Any]]):
+    def __init__(self, train: Sequence[dict[str, Any]], end: Progress):
         self._steps, self._flops, self._seconds = [0], [0.0], [0.0]
-        for record in train:
+        last = {"step": end.step, "flops": end.flops, "step_seconds": train[-1]["step_seconds"]}
+        for record in (*train, last):
             steps = record["step"] - self._steps[-1]
-            self._seconds.append(self._seconds[-1] + steps * record["step_seconds"])
-            self._steps.append(record["step"])
-            self._flops.append(record["flops"])
+            if steps:
+                self._seconds.append(self._seconds[-1] + steps * record["step_seconds"])
+                self._steps.append(record["step"])
+                self._flops.append(record["flops"])
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         flops, seconds = (float(np.interp(record["step"], self._steps, of)) for of in (self._flops, self._seconds))

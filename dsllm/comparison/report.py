@@ -18,15 +18,15 @@ from dsllm.data.files import os_errors_named, write_atomically
 Cell = Callable[[Arm], str]
 
 
-def _figure(of: Callable[[RunRecord], float | None], form: str, scale: float = 1.0) -> Cell:
-    """Mean over the seeds, and the deviation where there are several."""
+def _figure(of: Callable[[RunRecord], float | None], form: str) -> Cell:
+    """Mean over the seeds, and the deviation where they differ."""
 
     def cell(arm: Arm) -> str:
         mean, spread = arm.mean(of), arm.spread(of)
         if mean is None:
             return ""
-        shown = format(mean / scale, form)
-        return shown if spread is None else f"{shown} ± {format(spread / scale, form)}"
+        alike = len(set(arm.values(of))) == 1
+        return format(mean, form) if spread is None or alike else f"{format(mean, form)} ± {format(spread, form)}"
 
     return cell
 
@@ -58,15 +58,15 @@ def figures(arms: Sequence[Arm]) -> list[tuple[str, Cell]]:
         ("width", _fact(lambda run: run.widths)),
         ("micro batch", _fact(lambda run: run.micro_batch)),
         ("context", _fact(lambda run: run.context, ",")),
-        ("steps", _fact(lambda run: run.steps, ",")),
-        ("tokens", _fact(lambda run: run.tokens, ",")),
-        ("parameters", _fact(lambda run: run.parameters, ",")),
-        ("training FLOPs", _fact(lambda run: run.flops, ".2e")),
+        ("steps", _figure(lambda run: run.steps, ",.0f")),
+        ("tokens", _figure(lambda run: run.tokens, ",.0f")),
+        ("parameters", _figure(lambda run: run.parameters, ",.0f")),
+        ("training FLOPs", _figure(lambda run: run.flops, ".2e")),
         ("ms per step", _figure(lambda run: run.step_ms, ",.1f")),
         ("tokens/s", _figure(lambda run: run.tokens_per_second, ",.0f")),
         ("peak MiB", _figure(lambda run: run.memory_mib, ",.0f")),
         ("training loss at the end", _figure(lambda run: run.train_loss, ".4f")),
-        ("test batches", _fact(lambda run: run.test_batches, ",")),
+        ("test batches", _figure(lambda run: run.test_batches, ",.0f")),
         ("test loss, nats per target", _figure(lambda run: run.test_loss, ".4f")),
     ]
     if any(arm.first.accuracy for arm in arms):
@@ -105,7 +105,12 @@ def notes(arms: Sequence[Arm]) -> list[str]:
     if single:
         said.append(f"One seed only, so no spread: {', '.join(single)}.")
     if any(arm.first.prefill_ms is not None for arm in arms):
-        said.append("Prefill of half a context, decoding after it, batch 1, fp32, on the machine of this comparison.")
+        machines = {run.inference_on for arm in arms for run in arm.runs if run.inference_on}
+        said.append(
+            "Prefill of half a context, decoding after it, batch 1, fp32, the first seed of each arm, on "
+            + " and on ".join(sorted(machines))
+            + ("." if len(machines) == 1 else ": not one machine, so the times do not belong together.")
+        )
     return said
 
 

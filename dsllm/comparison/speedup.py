@@ -4,8 +4,9 @@
     arm        loss 3.0 at 2.5e12 FLOPs, ends at 2.8      here 3.0, and the speedup 4 / 2.5 - 1 = +60 %
 
 Costs are read off the validation losses, linearly between two of them, at the first that is low enough: all training
-steps until then, of small stages too (docs/records.md), but not the branches that a race lost. With several seeds each
-of the baseline's is paired with each of the arm's: the mean, and the least and the most of the pairs.
+steps until then, of small stages too. FLOPs hold the branches that a race lost (docs/records.md), seconds and tokens do
+not. With several seeds each of the baseline's is paired with each of the arm's: the mean, and the least and the most of
+the pairs.
 """
 
 import statistics

@@ -35,6 +35,10 @@ class Batch:
     labels: npt.NDArray[np.int64] | None = None
     """Shape (micro_batches, B, T), -100 for nothing; None where the next token is to be predicted."""
 
+    weights: npt.NDArray[np.float64] | None = None
+    """Shape (micro_batches,), with labels: by which the mean loss of each is multiplied, so that the mean over micro
+    batches and ranks is that over all labels of the global batch."""
+
     @property
     def targets(self) -> npt.NDArray[np.int64]:
         """What is to be predicted, shape (micro_batches, B, T)."""
@@ -123,7 +127,14 @@ class BatchLoader:
             ids = np.stack([self.source.document_ids(int(i)) for i in indices]).reshape(shape)
         if self.source.labelled:
             labels = np.stack([self.source.labels(int(i))[0] for i in indices]).reshape(shape)
-        return Batch(tokens, ids, labels)
+        return Batch(tokens, ids, labels, None if labels is None else self._weights(labels, consumed_samples))
+
+    def _weights(self, labels: npt.NDArray[np.int64], consumed_samples: int) -> npt.NDArray[np.float64]:
+        """Of each micro batch, by the labels that it has of those of the global batch, other ranks' included."""
+        numbers = np.arange(consumed_samples, consumed_samples + self.global_batch_size)
+        everyones = (self.source.labels(int(i))[0] for i in self.source.indices_at(numbers, seed=self.seed))
+        total = sum(int((of != NO_TARGET).sum()) for of in everyones)
+        return (labels != NO_TARGET).sum((1, 2)) * self.micro_batches * self.world_size / max(total, 1)
 
 
 class Prefetcher:

@@ -4,6 +4,7 @@ if __name__ == "__main__":
     run(MyTrainer, sys.argv[1:])
 """
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -41,7 +42,9 @@ def run(trainer: Callable[[RunConfig, World, bool], BaseTrainer], argv: Sequence
         with one_voice():
             _train(trainer, argv, usage)
     except SystemExit as ended:
-        _leave(int(ended.code or 0))
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        _leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
     _leave(0)
 
 
@@ -60,12 +63,15 @@ def _train(trainer: Callable[[RunConfig, World, bool], BaseTrainer], argv: Seque
 
 
 def _leave(code: int) -> NoReturn:
-    """End the process at once: all that is to be kept is written.
+    """End the process without taking the interpreter down; what was registered with `atexit` is done.
 
     DeepSpeed holds on to its process groups, so gloo's threads outlive the groups' end. One that lets go of its last
     tensor only while the interpreter is being taken down aborts the process (pytorch #190489, #179291), and with it
     the exit code that a scheduler goes by.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # a reader that has gone does not change how the run ended
+        os._exit(code)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from dsllm.data.batches import NO_TARGET, EvaluationBatch
+from dsllm.errors import DataError
 from dsllm.models.head import LOGITS_HELD
 from dsllm.models.language_model import LanguageModel
 from dsllm.training.reasoning import ChainAccuracy, count_answers
@@ -85,6 +86,8 @@ def evaluate(
             samples += int(batch.valid.sum())
             text_bytes += int(token_bytes[counted].sum())
     sums = total(torch.tensor([nats, scored, text_bytes, samples], dtype=torch.float64)).tolist()
+    if not sums[1]:
+        raise DataError("evaluation: nothing is asked for in these samples; take more, or another split")
     chains = None if answers is None else ChainAccuracy.of(total(torch.from_numpy(answers)).numpy())
     bits = sums[0] / (math.log(2) * max(sums[2], 1))
     return Evaluation(sums[0] / sums[1], bits, int(sums[1]), int(sums[3]), chains)

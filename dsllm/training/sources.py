@@ -72,7 +72,9 @@ def sample_order(config: RunConfig) -> dict[str, Any]:
     for path in map(Path, config.data.paths):
         if (path / MANIFEST_NAME).exists():
             shards = Manifest.read(path).shards_of("train", path)
-            tokens.append(sha256("".join(shard.bin_sha256 for shard in shards).encode()).hexdigest()[:16])
+            beside = (stream.bin_sha256 for shard in shards for stream in shard.parallel.values())
+            sums = [*(shard.bin_sha256 for shard in shards), *beside]
+            tokens.append(sha256("".join(sums).encode()).hexdigest()[:16])
         else:
             tokens.append(f"{TokenDataset(path, 'train', config.model.context).tokens} tokens")
     return {

@@ -208,7 +208,7 @@ class BaseTrainer:
         for index, micro in enumerate(self._micro_batches(batch)):
             if self.signals.agreed():
                 return None
-            loss = self.loss(micro)
+            loss = self.loss(micro) * (1.0 if batch.weights is None else float(batch.weights[index]))
             self.engine.backward(loss)
             total += loss.detach()
             if index == len(batch.tokens) - 1:

@@ -87,6 +87,7 @@ def test_runs_of_one_configuration_are_an_arm_with_mean_and_deviation(record, se
         ({"objective": "labels of problems"}, r"another objective \(next token and labels of problems\)"),
         ({"context": 64}, r"samples of another length \(32 and 64\)"),
         ({"tokens": 12345}, r"other tokens scored \(224 and 12,345\)"),
+        ({"validation_tokens": 7}, r"other validation samples \(288 and 7\)"),
     ],
 )
 def test_losses_that_do_not_belong_into_one_column_are_refused_by_name(record, update, words):
@@ -107,7 +108,8 @@ def test_the_command_writes_page_markdown_figures_and_pictures(trained_run, seco
     assert "ms per token decoded" in said and "±" in said and str(out / "report.html") in said
     results = json.loads((out / "results.json").read_text())
     (runs,) = results.values()
-    assert [run["seed"] for run in runs] == [7, 1337] and all(run["decode_ms"] > 0 for run in runs)
+    assert [run["seed"] for run in runs] == [7, 1337]
+    assert runs[0]["decode_ms"] > 0 and runs[1]["decode_ms"] is None and runs[0]["inference_on"]
     assert (out / "loss_by_flops.png").read_bytes().startswith(b"\x89PNG")
     text = (out / "report.md").read_text()
     assert "| arm | o" in text and "![" in text and "one standard deviation over seeds" in text
@@ -167,6 +169,55 @@ def test_what_is_no_finished_run_is_refused_in_words(spoil, words, trained_run, 
 def _drop(run: Path, split: str) -> None:
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line).get("split") != split))
+
+
+@pytest.mark.parametrize(
+    ("names", "arm"),
+    [
+        (["gpt2_seed1", "gpt2_seed2"], "gpt2"),
+        (["gpt2_11", "gpt2_12"], "gpt2"),
+        (["runs1", "runs2"], "runs"),
+        (["bias-s1", "bias-s2"], "bias"),
+        (["a", "b"], "a"),
+        (["seed1", "seed2"], "around"),
+        (["1"], "around"),
+        (["only_3"], "only_3"),
+    ],
+)
+def test_an_arm_is_called_what_its_runs_have_in_common(names, arm, record):
+    runs = [changed(record, name=name, group="around", seed=9 - i) for i, name in enumerate(names)]
+    assert arms_of(runs)[0].name == arm
+
+
+def test_runs_in_another_precision_or_on_other_ranks_are_another_arm_and_saving_makes_none(record):
+    assert record.arm["precision"] == "fp32" and record.arm["ranks"] == 1
+    assert not {"checkpoint_every", "seed"} & set(record.arm["train"])
+    assert record.arm["data"]["path"] == record.scored.data
+
+
+def test_a_run_that_diverged_is_refused_and_a_loss_that_is_no_number_is_left_blank(trained_run, tmp_path):
+    def rewritten(name, **null):
+        run = tmp_path / name
+        shutil.copytree(trained_run, run)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            if line["kind"] == null["kind"] and line.get("split") == null.get("split"):
+                line["loss"] = None
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return run
+
+    record = RunRecord.read(rewritten("train", kind="train"))
+    assert record.train_loss is None and dict(table(arms_of([record])))["training loss at the end"] == ""
+    with pytest.raises(UserError, match="its test loss is no number, the run has diverged"):
+        RunRecord.read(rewritten("test", kind="eval", split="test"))
+
+
+def test_records_of_several_folders_with_one_name_are_all_kept(trained_run, second_run, tmp_path):
+    for arm, run in (("a", trained_run), ("b", second_run)):
+        shutil.copytree(run, tmp_path / arm / "seed1")
+    runs = [tmp_path / arm / "seed1" for arm in "ab"]
+    python("launch/compare.py", *runs, "--out", tmp_path / "out", "--records", tmp_path / "kept", "--no_inference")
+    assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == ["a_seed1.json", "b_seed1.json"]
 
 
 def test_a_file_that_is_no_record_is_named(trained_run, tmp_path):

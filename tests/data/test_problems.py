@@ -78,6 +78,18 @@ def test_batches_carry_labels_as_targets_and_every_problem_comes_once_an_epoch(f
     assert sorted(rows) == sorted((*data.sample(i), *data.labels(i)[0]) for i in range(40))
 
 
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 8), (1, 2), (2, 2), (4, 1)])
+def test_every_label_of_a_global_batch_weighs_the_same_however_it_is_divided(world_size, micro_batch_size, folder):
+    data = ProblemDataset(folder, "train", CONTEXT)
+    options = {"seed": 3, "global_batch_size": 8, "micro_batch_size": micro_batch_size, "world_size": world_size}
+    batches = [BatchLoader(data, rank=rank, **options).batch(16) for rank in range(world_size)]
+    counts = [(micro != -100).sum() for batch in batches for micro in batch.labels]
+    weights = [weight for batch in batches for weight in batch.weights]
+    # What a label adds to the mean over micro batches and ranks of the weighted means: one of all labels.
+    shares = [weight / count / len(weights) for weight, count in zip(weights, counts, strict=True)]
+    assert shares == pytest.approx([1 / sum(counts)] * len(shares))
+
+
 def test_of_text_the_next_token_is_the_target(text):
     data = TokenDataset(text, "train", CONTEXT)
     loader = BatchLoader(data, seed=0, global_batch_size=2, micro_batch_size=2, rank=0, world_size=1)

@@ -12,21 +12,29 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize(
     ("ends", "code"),
-    [("pass", 0), ("raise Stopped(signal.SIGTERM)", 143), ("raise UserError('the words')", 2)],
-    ids=["finished", "stopped", "refused"],
+    [
+        ("pass", 0),
+        ("raise Stopped(signal.SIGTERM)", 143),
+        ("raise UserError('the words')", 2),
+        ("sys.exit('the words of a trainer')", 1),
+    ],
+    ids=["finished", "stopped", "refused", "exit"],
 )
 def test_a_command_ends_with_its_code_though_the_interpreter_would_abort(ends, code, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         textwrap.dedent(
             f"""
-            import atexit, os, signal, sys
+            import atexit, ctypes, os, signal, sys
             from dsllm.errors import Stopped, UserError
             from dsllm.training.command import run
 
+            abort = ctypes.CFUNCTYPE(None)(os.abort)
+            ctypes.pythonapi.Py_AtExit(abort)  # as a thread of gloo ends that meets no interpreter any more
+
             class Trainer:
                 def __init__(self, config, world, fresh):
-                    atexit.register(os.abort)  # as a thread of gloo does that meets no interpreter any more
+                    atexit.register(print, "says good-bye")
 
                 def train(self):
                     print("trains")
@@ -39,5 +47,6 @@ def test_a_command_ends_with_its_code_though_the_interpreter_would_abort(ends, c
     recipe = f"--config={REPOSITORY / 'launch' / 'recipes' / 'demo_gpt2.yaml'}"
     ended = subprocess.run([sys.executable, program, recipe], cwd=REPOSITORY, capture_output=True, text=True)
     assert ended.returncode == code, ended.stderr
-    assert ended.stdout == "trains\n"
+    assert ended.stdout == "trains\nsays good-bye\n"
     assert ("error: the words" in ended.stderr) == (code == 2)
+    assert ("the words" in ended.stderr) == (code in (1, 2))

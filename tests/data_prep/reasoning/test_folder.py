@@ -1,6 +1,7 @@
 """A data folder of problems: labels beside the tokens, splits that share nothing, and what a wrong command is told."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -61,6 +62,43 @@ def test_no_problem_is_in_two_splits_and_none_is_held_out_twice(folder):
 def _documents(folder, split):
     tokens = streams(folder, split)[0]
     return [tokens.document(i).tobytes() for i in range(len(tokens))]
+
+
+def test_nothing_is_trained_on_that_a_held_out_answer_follows_from(tmp_path):
+    """A problem of perm_chain begins with shorter ones, whose answers are labels: none leaks from step 4 on."""
+    main(["reasoning", "--task", "perm_chain", "--lengths", "1-6", "--documents", "20000", "--held_out", "300",
+          "--options", "values=3,functions=4", "--out", str(tmp_path / "perm")])  # fmt: skip
+    trained = {
+        document[: end + 1].tobytes()
+        for document in map(np.array, _problems(tmp_path / "perm", "train"))
+        for end in range(len(document) - 1)
+    }
+    for split in ("val", "test"):
+        for document in map(np.array, _problems(tmp_path / "perm", split)):
+            for end in range(4, len(document) - 1):
+                assert document[: end + 1].tobytes() not in trained
+
+
+def _problems(folder, split):
+    tokens = streams(folder, split)[0]
+    return [tokens.document(i) for i in range(len(tokens))]
+
+
+def test_what_cannot_be_made_anew_stays_as_it_was(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "kept")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()}
+    with pytest.raises(SystemExit):
+        make(tmp_path / "kept", "--task", "perm_chain", "--lengths", 1, "--options", "values=2,functions=1", "--fresh")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()} == before
+    make(tmp_path / "kept", "--task", "addition", "--lengths", 2, "--fresh")
+    assert verify_folder(tmp_path / "kept").sound
+    assert Manifest.read(tmp_path / "kept").source["source"] == "reasoning:addition"
+
+
+def test_a_file_of_the_users_own_is_neither_taken_for_ours_nor_removed(tmp_path):
+    (tmp_path / "train_00000.bin.tmp").write_text("mine")
+    make(tmp_path, "--task", "addition", "--lengths", 2)
+    assert (tmp_path / "train_00000.bin.tmp").read_text() == "mine"
 
 
 def test_the_manifest_says_what_was_asked_for_and_how_many_problems_there_are(folder):
@@ -154,7 +192,14 @@ def test_a_label_that_was_changed_on_the_disk_is_found(folder, tmp_path):
         (["--task", "perm_chain", "--documents", "many"], "--documents many: not a whole number"),
         (["--task", "perm_chain", "--vocabulary", "bytes"], "--vocabulary bytes: the words of perm_chain"),
         (["--task", "addition", "--vocabulary", "gpt2"], "--vocabulary gpt2: no such vocabulary"),
-        (["--task", "perm_chain", "--lengths", "1", "--options", "values=2,functions=1"], "no problem falls to"),
+        (["--task", "perm_chain", "--lengths", "1", "--options", "values=2,functions=1"], "none falls to"),
+        (["--task", "perm_chain", "--lengths", "1-99999999999999999999"], "no range of chain lengths"),
+        (
+            ["--task", "pointer_chase", "--lengths", "1-13"],
+            "the longest chain of pointer_chase",
+        ),
+        (["--task", "p_hop", "--lengths", "6", "--options", "sequence=8"], "the longest chain of p_hop"),
+        (["--task", "p_hop", "--lengths", "4", "--options", "sequence=8,letters=256"], "none falls to"),
         (["--tsk", "perm_chain"], "--task is missing"),
     ],
 )

@@ -1,6 +1,7 @@
 """Every label by brute force: a problem's words are read again, one by one, by code that knows the rules only."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from data_prep.reasoning.task import NO_LABEL, Problems, Task, function_table
 LENGTHS = {
     "perm_chain": 24,
     "vars_chain": 20,
-    "pointer_chase": 23,
+    "pointer_chase": 12,
     "p_hop": 9,
     "variable_assignment": 12,
     "igsm_lite": 20,
@@ -75,12 +76,14 @@ def by_p_hop(task, words, length):
     def find(i):
         return max((j for j in range(1, i + 1) if v[j - 1] == v[i]), default=None)
 
+    assert all(a != b for a, b in pairwise(v))
     for i in range(len(v)):
-        place = i
-        for _ in range(length):
-            place = None if place is None else find(place)
-        if place is not None:
-            found[i + 1] = (v[place], length)
+        places = [i]
+        while len(places) <= length and places[-1] is not None:
+            places.append(find(places[-1]))
+        if places[-1] is not None:
+            assert sorted(set(places), reverse=True) == places  # every hop goes back
+            found[i + 1] = (v[places[-1]], length)
     return found
 
 
@@ -166,6 +169,24 @@ def test_who_guesses_is_right_as_often_as_chance_says(name):
     labels = problems.labels[[i for i, depths in enumerate(problems.depths) if (depths == 4).any()], last]
     share = np.bincount(labels).max() / len(labels)
     assert share < (0.14 if name == "variable_assignment" else 1.25 * task.chance(4))
+
+
+@pytest.mark.parametrize("length", [1, 8, 24])
+def test_who_copies_the_letter_under_the_cursor_is_never_right_after_one_hop_and_by_chance_after_more(length):
+    task = TASKS["p_hop"]()
+    problems = task.generate(length, 200, np.random.default_rng(0))
+    asked = problems.depths > 0
+    right = (problems.labels == problems.tokens)[asked].mean()
+    assert right == 0 if length == 1 else right < 1.1 * task.chance(length)
+
+
+def test_the_likeliest_sum_is_as_likely_as_chance_says():
+    task = TASKS["addition"]()
+    one = np.full(900, 1 / 900)
+    sums = one
+    for length in range(1, 7):
+        assert task.chance(length) == pytest.approx(sums.max(), rel=0.07)
+        sums = np.convolve(sums, one)
 
 
 def test_an_igsm_answer_does_not_follow_from_its_first_operation():
