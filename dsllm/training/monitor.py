@@ -19,6 +19,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from dsllm.config import MonitorConfig
+from dsllm.training.chain_curve import picture
 from dsllm.training.evaluation import Evaluation
 from dsllm.training.progress import Progress
 
@@ -99,6 +100,8 @@ class Monitor:
             values |= {"h90": result.chains.h90, "area": result.chains.area}
         self.record("eval", progress, facts)
         self.scalars(split, progress, values)
+        if result.chains is not None and self._boards:
+            self.image(f"{split}/accuracy_by_chain", progress, picture(result.chains))
         self._evaluated.add((split, progress.step))
         print(f"{split} at step {progress.step}: {result}", flush=True)
 

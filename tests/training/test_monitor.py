@@ -7,9 +7,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsllm.config import MonitorConfig
+from dsllm.training.chain_curve import picture
 from dsllm.training.evaluation import Evaluation
 from dsllm.training.monitor import METRICS, Monitor, read_metrics
 from dsllm.training.progress import Progress
+from dsllm.training.reasoning import ChainAccuracy
 
 VALUES = {"loss": 2.0, "lr": 0.1, "grad_norm": None, "tokens_per_second": 10.0, "step_seconds": 0.5}
 
@@ -96,3 +98,18 @@ def test_without_tensorboard_pictures_and_texts_go_nowhere(tmp_path):
     monitor.text("growth/receipt", progress(1), "exact")
     monitor.close()
     assert [path.name for path in tmp_path.iterdir()] == [METRICS]
+
+
+def test_accuracy_by_chain_length_stands_in_tensorboard_as_scalars_and_as_a_curve(tmp_path):
+    monitor = Monitor(tmp_path, MonitorConfig(), progress(0), steps=10)
+    chains = ChainAccuracy({1: 20, 2: 18, 3: 0}, {1: 20, 2: 20, 3: 20})
+    monitor.evaluation(progress(3), "val", Evaluation(1.0, 1.0, 60, 20, chains), seconds=0.0)
+    monitor.close()
+    (record,) = read_metrics(tmp_path)
+    assert record["accuracy"] == {"1": 1.0, "2": 0.9, "3": 0.0} and (record["h90"], record["samples"]) == (2, 20)
+    board = EventAccumulator(str(tmp_path / "tensorboard" / "by_step")).Reload()
+    assert board.Scalars("val/accuracy_2")[0].value == pytest.approx(0.9) and board.Scalars("val/h90")[0].step == 3
+    (image,) = board.Images("val/accuracy_by_chain")
+    assert (image.width, image.height) == (600, 384)
+    pixels = picture(chains)
+    assert pixels.dtype == np.uint8 and (pixels == (0, 114, 178)).all(axis=2).any()  # there is a curve in its colour
