@@ -95,6 +95,8 @@ def _loss(arms: Sequence[Arm], axis: str) -> bytes:
 
 
 def _accuracy(arms: Sequence[Arm]) -> bytes:
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure()
     for number, arm in enumerate(arms):
         lengths = sorted({int(length) for run in arm.runs for length in run.accuracy})
@@ -106,7 +108,7 @@ def _accuracy(arms: Sequence[Arm]) -> bytes:
         1, 0.91, "0.9, the bound of H90", fontsize=8, color="#666666", ha="right", transform=axes.get_yaxis_transform()
     )
     axes.set_ylim(0, 1.02)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("length of the chain, steps")
     axes.set_ylabel("share of right answers")
     axes.legend(frameon=False, fontsize=9)

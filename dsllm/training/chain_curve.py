@@ -1,4 +1,4 @@
-"""Accuracy by the length of the chain as a picture for TensorBoard: points with their 95 % intervals, and H90's bound."""
+"""Accuracy by the length of the chain as a picture for TensorBoard: points with 95 % intervals, and the bound of H90."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ def picture(chains: ChainAccuracy) -> npt.NDArray[np.uint8]:
     # Not pyplot: it keeps figures, and asks for a screen.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(5, 3.2), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -22,7 +23,7 @@ def picture(chains: ChainAccuracy) -> npt.NDArray[np.uint8]:
     axes.errorbar(chains.lengths, shares, bars, marker="o", capsize=2, color="#0072B2")
     axes.axhline(0.9, linestyle="--", linewidth=1, color="#666666")
     axes.set(xlabel="length of the chain, steps", ylabel="share of right answers", ylim=(0, 1.02))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
