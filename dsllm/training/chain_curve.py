@@ -1,4 +1,4 @@
-"""Accuracy by the length of the chain as a picture for TensorBoard: points with 95 % intervals, and the bound of H90."""
+"""Accuracy by the length of the chain as a picture for TensorBoard: points with 95 % intervals, and where H90 is."""
 
 import numpy as np
 import numpy.typing as npt
