@@ -179,7 +179,7 @@ def _of_run(run: Path) -> RunRecord:
         name=where.name,
         group=where.parent.name,
         seed=config.train.seed,
-        arm=_arm(config, data) | {"ranks": origin.world_size, "precision": origin.precision},
+        arm=arm_of(config, data) | {"ranks": origin.world_size, "precision": origin.precision},
         **_shape(model),
         micro_batch=config.train.micro_batch_size,
         context=model.context,
@@ -225,7 +225,7 @@ def _final_loss(train: Sequence[dict[str, Any]], steps: int) -> float | None:
     return None if None in losses else statistics.fmean(losses)
 
 
-def _arm(config: RunConfig, data: str) -> dict[str, Any]:
+def arm_of(config: RunConfig, data: str) -> dict[str, Any]:
     """What a run is, apart from its seed; not where its data lie, what it says of itself and how often it is saved."""
     values = config.model_dump(mode="json")
     for section in ("run_dir", "monitor"):
