@@ -126,6 +126,13 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
             f"{max(cut):,}: embedded in chunks, averaged by their length",
             file=sys.stderr,
         )
+    short = sum(len(tokens) < embedder.span for tokens in documents)
+    if short:
+        print(
+            f"{short:,} of {len(texts):,} texts are shorter than the {embedder.span:,} tokens that a vector of level "
+            f"{embedder.level} stands for, so such vectors differ little; --level 0 tells short texts apart",
+            file=sys.stderr,
+        )
     return embedder.embed(documents)
 
 

@@ -24,9 +24,14 @@ def plots_of(arms: Sequence[Arm]) -> dict[str, tuple[str, bytes]]:
     """By name: a caption, and the picture. Only those for which there are figures."""
     found: dict[str, tuple[str, bytes]] = {}
     marked = "; dotted: growth events" if any(arm.first.growth for arm in arms) else ""
+    several = any(len(arm.runs) > 1 for arm in arms)
+    bands = ", mean over seeds, bands of one standard deviation" if several else ""
     for axis, (words, _) in AXES.items():
         if any(len(arm.curve()) > 1 for arm in arms):
-            caption = f"Validation loss against {words}, mean over seeds, bands of one standard deviation{marked}."
+            bands = (
+                ", mean over seeds, bands of one standard deviation" if any(len(arm.runs) > 1 for arm in arms) else ""
+            )
+            caption = f"Validation loss against {words}{bands}; the untrained model is left out{marked}."
             found[f"loss_by_{axis}"] = caption, _loss(arms, axis)
     if any(arm.first.accuracy for arm in arms):
         caption = "Accuracy by the length of the chain of reasoning, on test; bars: one standard deviation over seeds."
@@ -35,7 +40,8 @@ def plots_of(arms: Sequence[Arm]) -> dict[str, tuple[str, bytes]]:
         found["accuracy_by_loss"] = caption, _accuracy_and_loss(arms)
     for number, arm in enumerate(arms):
         if len(arm.first.divergence) > 1:
-            caption = f"{arm.name}: relative distance of copies at the end (0: alike, √2: unrelated)."
+            scale = "0: alike, √2: unrelated; white: no copies of one block"
+            caption = f"{arm.name}: relative distance of copies at the end ({scale})."
             found[f"divergence_{number}"] = caption, _divergence(arm)
     return found
 

@@ -93,11 +93,18 @@ def notes(arms: Sequence[Arm]) -> list[str]:
         "ms per step, tokens/s: medians of the recorded steps without the first two of each engine. Training loss at "
         "the end: mean of the last tenth of the steps. FLOPs as in docs/records.md: three times the forward pass.",
     ]
+    apart = sorted(
+        f"train.{key}"
+        for key in arms[0].first.arm["train"]
+        if len({json.dumps(arm.first.arm["train"].get(key)) for arm in arms}) > 1
+    )
+    if apart:
+        said.append(f"Not trained alike: {', '.join(apart)} differ between arms.")
     if any(speedups(arm, arms[0]) for arm in arms[1:]):
         said.append(
-            f"Speedup over {arms[0].name}: how much sooner the worse of both final validation losses is reached, with "
-            "the least and the most over pairs of seeds. A loss in the midst of a schedule has not decayed yet, which "
-            "counts against the arm that goes on."
+            f"Speedup over {arms[0].name}: how much sooner the worse of both final validation losses is reached; in "
+            "brackets the least and the most over pairs of seeds, if there are several. A loss in the midst of a "
+            "schedule has not decayed yet, which counts against the arm that goes on."
         )
     if any(len(arm.runs) > 1 for arm in arms):
         said.append("± is one standard deviation over seeds.")
