@@ -11,17 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dsllm.processor import processor_name
+
 RESULTS = Path(__file__).parent / "results"
 
 
 def machine(*packages: str) -> dict[str, Any]:
     """The processor, its cores and memory, the GPUs that torch sees, and the versions of Python and `packages`."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "gpus": _gpus() if "torch" in packages else [],
-        "processor": model,
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory / 2**30, 1),
         "python": platform.python_version(),

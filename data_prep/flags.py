@@ -29,10 +29,12 @@ def value(flag: str) -> Callable[[str], str]:
 
 
 def values(*flags: str) -> Callable[[Callable[..., Action]], Callable[..., Action]]:
+    """Decorator of a command: these flags of it come as text, as they stand."""
     return SetParseFns(**{flag: value(flag) for flag in flags})
 
 
 def whole(flag: str, value: str | int | None) -> int | None:
+    """A flag's number, None if it was not given; raises `DataError` if it is none."""
     if value is None:
         return None
     try:
@@ -42,4 +44,5 @@ def whole(flag: str, value: str | int | None) -> int | None:
 
 
 def closest(name: str, known: list[str]) -> str:
+    """The name that was meant, or all of them."""
     return next(iter(get_close_matches(name, known, n=1)), ", ".join(known))

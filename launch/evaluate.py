@@ -23,7 +23,7 @@ from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.evaluation import Evaluation, evaluate, phase_losses
 from dsllm.training.leak import LeakAlarm
 from dsllm.training.loading import load_model
-from dsllm.training.reasoning import ChainAccuracy
+from dsllm.training.reasoning import table
 from dsllm.training.run_folder import check_same_tokenizer
 from dsllm.training.sources import open_split, resolve_vocabulary
 
@@ -81,7 +81,7 @@ def main() -> None:
         if arguments.reasoning:
             chance = _chance(config)
             chains = {split: of.chains for split, of in results.items() if of.chains is not None}
-            print(_table(chains, chance))
+            print(table(chains, chance))
             facts["reasoning"] = {split: of.record() for split, of in chains.items()}
             facts["chance"] = chance
         if arguments.period is not None:
@@ -115,18 +115,6 @@ def _chance(config: RunConfig) -> dict[str, float]:
     """By chain length, what guessing is worth; of the first folder."""
     chance = Manifest.read(Path(config.data.paths[0])).source.get("chance")
     return {str(length): float(str(share)) for length, share in chance.items()} if isinstance(chance, dict) else {}
-
-
-def _table(by_split: dict[str, ChainAccuracy], chance: dict[str, float]) -> str:
-    lines = [f"{'split':8}{'chain':>6}{'accuracy':>10}  {'95 %':14}{'chance':>7}{'answers':>9}"]
-    for split, chains in by_split.items():
-        for length in chains.lengths:
-            low, high = chains.interval(length)
-            guess = f"{chance[str(length)]:.3f}" if str(length) in chance else ""
-            share = f"{chains.share(length):>10.3f}  {f'{low:.3f} – {high:.3f}':14}"
-            lines.append(f"{split:8}{length:>6}{share}{guess:>7}{chains.asked[length]:>9,}")
-        lines.append(f"{split}: H90 {chains.h90}, mean accuracy over lengths {chains.area:.3f}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

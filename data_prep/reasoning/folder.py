@@ -29,7 +29,8 @@ from tokenizers.pre_tokenizers import Split, WhitespaceSplit
 
 from data_prep.journal import SIDE_FILES, differences, is_ours, locked, made_folder, was_prepared
 from data_prep.progress import Progress
-from data_prep.reasoning.task import NO_LABEL, Array, Problems, Task
+from data_prep.reasoning.task import Array, Problems, Task
+from dsllm.data.batches import NO_TARGET
 from dsllm.data.files import os_errors_named, write_atomically
 from dsllm.data.indexed import IndexedWriter, token_dtype
 from dsllm.data.manifest import DEPTHS, LABELS, MANIFEST_NAME, Manifest, ShardInfo, StreamInfo, write_rates
@@ -217,11 +218,11 @@ class _Shard:
     def add(self, problems: Problems) -> tuple[int, int, int]:
         """Gives how many problems, bytes of text and tokens they are."""
         tokens = self._ids[problems.tokens]
-        labels = np.where(problems.labels == NO_LABEL, NO_LABEL, self._ids[np.maximum(problems.labels, 0)])
+        labels = np.where(problems.labels == NO_TARGET, NO_TARGET, self._ids[np.maximum(problems.labels, 0)])
         rows, size = tokens.shape
         for writer, part, end in (
             (self._tokens, tokens, self._tokenizer.end_of_text),
-            (self._beside[LABELS], labels, NO_LABEL),
+            (self._beside[LABELS], labels, NO_TARGET),
             (self._beside[DEPTHS], problems.depths, 0),
         ):
             writer.add_many(np.pad(part, ((0, 0), (0, 1)), constant_values=end).ravel(), np.full(rows, size + 1))

@@ -6,7 +6,8 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from data_prep.reasoning.task import NO_LABEL, Array, Problems, Task, permutations
+from data_prep.reasoning.task import Array, Problems, Task, permutations
+from dsllm.data.batches import NO_TARGET
 
 
 class PointerChase(Task):
@@ -82,7 +83,7 @@ class PHop(Task):
         found = np.take_along_axis(letters, np.maximum(place, 0), axis=1)
         said = np.full((count, 1), self.letters + length - 1)
         problems = Problems.unlabelled(np.concatenate([said, letters], axis=1))
-        problems.labels[:, 1:] = np.where(place < 0, NO_LABEL, found)
+        problems.labels[:, 1:] = np.where(place < 0, NO_TARGET, found)
         problems.depths[:, 1:] = np.where(place < 0, 0, length)
         return problems
 

@@ -15,10 +15,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dsllm.data.batches import NO_TARGET
 from dsllm.section import Section
-
-NO_LABEL = -100
-"""As a target that is not scored."""
 
 Array = npt.NDArray[np.int64]
 
@@ -28,14 +26,14 @@ class Problems(NamedTuple):
 
     tokens: Array
     labels: Array
-    """The token to be said at a position, `NO_LABEL` where none is asked for."""
+    """The token to be said at a position, `NO_TARGET` where none is asked for."""
     depths: Array
     """Where an answer ends, the length of its chain, from 1; elsewhere 0, before its end too."""
 
     @classmethod
     def unlabelled(cls, tokens: Array) -> "Problems":
         """Tokens, and nothing asked for yet."""
-        return cls(tokens, np.full_like(tokens, NO_LABEL), np.zeros_like(tokens))
+        return cls(tokens, np.full_like(tokens, NO_TARGET), np.zeros_like(tokens))
 
 
 class Task(Section):

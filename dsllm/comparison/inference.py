@@ -1,6 +1,5 @@
 """How long a prefill and a decoded token take, of several models in turns, as `generate` does both."""
 
-import platform
 import statistics
 import time
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 
 from dsllm.models.language_model import LanguageModel
+from dsllm.processor import processor_name
 from dsllm.training.loading import load_model
 
 TURN, TURNS = 16, 4
@@ -40,7 +40,7 @@ def this_machine() -> str:
     """What the figures depend on, in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
 class _Decoding:
@@ -68,10 +68,3 @@ class _Decoding:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
-
-
-def cpu_name() -> str:
-    """As Linux knows it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

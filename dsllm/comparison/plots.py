@@ -28,9 +28,6 @@ def plots_of(arms: Sequence[Arm]) -> dict[str, tuple[str, bytes]]:
     bands = ", mean over seeds, bands of one standard deviation" if several else ""
     for axis, (words, _) in AXES.items():
         if any(len(arm.curve()) > 1 for arm in arms):
-            bands = (
-                ", mean over seeds, bands of one standard deviation" if any(len(arm.runs) > 1 for arm in arms) else ""
-            )
             caption = f"Validation loss against {words}{bands}; the untrained model is left out{marked}."
             found[f"loss_by_{axis}"] = caption, _loss(arms, axis)
     if any(arm.first.accuracy for arm in arms):
@@ -57,6 +54,13 @@ def _figure() -> tuple[Any, Any]:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _finished(figure: Any, axes: Any, x: str, y: str) -> bytes:
+    """The picture, with what its axes are and whose curves are whose."""
+    axes.set(xlabel=x, ylabel=y)
+    axes.legend(frameon=False, fontsize=9)
+    return _png(figure)
 
 
 def _png(figure: Any) -> bytes:
@@ -94,10 +98,7 @@ def _loss(arms: Sequence[Arm], axis: str) -> bytes:
         for event in arm.first.growth:
             if event.operator != "merge":
                 axes.axvline(getattr(event, axis), color=COLOURS[number % len(COLOURS)], linestyle=":", linewidth=1)
-    axes.set_xlabel(words)
-    axes.set_ylabel("validation loss, nats per token")
-    axes.legend(frameon=False, fontsize=9)
-    return _png(figure)
+    return _finished(figure, axes, words, "validation loss, nats per token")
 
 
 def _accuracy(arms: Sequence[Arm]) -> bytes:
@@ -115,10 +116,7 @@ def _accuracy(arms: Sequence[Arm]) -> bytes:
     )
     axes.set_ylim(0, 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("length of the chain, steps")
-    axes.set_ylabel("share of right answers")
-    axes.legend(frameon=False, fontsize=9)
-    return _png(figure)
+    return _finished(figure, axes, "length of the chain, steps", "share of right answers")
 
 
 def _accuracy_and_loss(arms: Sequence[Arm]) -> bytes:
@@ -130,10 +128,7 @@ def _accuracy_and_loss(arms: Sequence[Arm]) -> bytes:
                 *zip(*points, strict=True), label=_label(arm), **{**_style(number), "linestyle": "", "markersize": 7}
             )
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel("test loss, nats per label")
-    axes.set_ylabel("mean accuracy over chain lengths")
-    axes.legend(frameon=False, fontsize=9)
-    return _png(figure)
+    return _finished(figure, axes, "test loss, nats per label", "mean accuracy over chain lengths")
 
 
 def _divergence(arm: Arm) -> bytes:

@@ -42,8 +42,8 @@ class SampleSource(Protocol):
         """Which document of sample `i` each input token belongs to: 0, 1, 2, …, shape (context,)."""
 
     def labels(self, i: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Of a labelled source, shapes (context,): what is to be predicted at each input token of sample `i`, -100 for
-        nothing; and where an answer ends, how long the chain of reasoning up to it is, else 0."""
+        """Shapes (context,): what is to be predicted at each input token of sample `i`, -100 for nothing; and where an
+        answer ends, how long the chain of reasoning up to it is, else 0. Asked for only where `labelled`."""
 
     def indices_at(self, numbers: npt.NDArray[np.int64], *, seed: int) -> npt.NDArray[np.int64]:
         """The samples that come at these positions of a run, counted from 0 over all epochs; shapes (any,)."""
@@ -133,8 +133,8 @@ class TokenDataset:
         return begins.cumsum()
 
     def labels(self, i: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """There are none: what is to be predicted is the next token."""
-        raise NotImplementedError
+        """The next tokens, and no chains: what a source of problems says of its own; shapes (context,)."""
+        return self.sample(i)[1:], np.zeros(self.context, np.int64)
 
     def indices_at(self, numbers: npt.NDArray[np.int64], *, seed: int) -> npt.NDArray[np.int64]:
         """The samples at these positions of a run: each epoch is a permutation of its own; shapes (any,)."""

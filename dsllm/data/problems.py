@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dsllm.data.batches import NO_TARGET
 from dsllm.data.dataset import SampleSource, TokenDataset
 from dsllm.data.indexed import IndexedPair
 from dsllm.data.manifest import DEPTHS, LABELS, MANIFEST_NAME, Manifest, TokenizerInfo
 from dsllm.data.order import samples_at
 from dsllm.data.shards import open_split
 from dsllm.errors import DataError
-
-NO_LABEL = -100
 
 
 def open_samples(path: Path, split: str, context: int) -> SampleSource:
@@ -81,7 +80,7 @@ class ProblemDataset:
 
     def labels(self, i: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """What is to be said at each token of problem `i`, and the chain's length up to there; shapes (context,)."""
-        labels = self._row(self._labels, i, self.context, NO_LABEL)
+        labels = self._row(self._labels, i, self.context, NO_TARGET)
         if labels.max() >= self._symbols:
             raise DataError(
                 f"{self.path}: label {labels.max()} in problem {i} of split {self.split}, but {self.tokenizer} ends "

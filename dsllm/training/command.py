@@ -49,6 +49,7 @@ def run(trainer: Callable[[RunConfig, World, bool], BaseTrainer], argv: Sequence
 
 
 def _train(trainer: Callable[[RunConfig, World, bool], BaseTrainer], argv: Sequence[str], usage: str) -> None:
+    """Train to the end, or begin anew; raises `SystemExit` with its code where a signal, `--help` or Ctrl-C ends it."""
     arguments = parse(argv, usage)
     check_launcher()
     try:

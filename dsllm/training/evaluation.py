@@ -31,6 +31,7 @@ class Evaluation:
     tokens: int
     """Tokens scored."""
     samples: int = 0
+    """Samples that they were in."""
     chains: ChainAccuracy | None = None
     """Of problems: accuracy by the length of the chain."""
 

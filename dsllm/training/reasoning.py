@@ -93,3 +93,16 @@ def count_answers(
     lengths = depths.ravel()[ends]
     counts = [np.bincount(of, minlength=DEPTHS) for of in (lengths[right], lengths)]
     return np.stack(counts).astype(np.float64)
+
+
+def table(by_split: Mapping[str, ChainAccuracy], chance: Mapping[str, float]) -> str:
+    """For a person: accuracy by chain length, its interval, and what guessing is worth where `chance` says so."""
+    lines = [f"{'split':8}{'chain':>6}{'accuracy':>10}  {'95 %':14}{'chance':>7}{'answers':>9}"]
+    for split, chains in by_split.items():
+        for length in chains.lengths:
+            low, high = chains.interval(length)
+            guess = f"{chance[str(length)]:.3f}" if str(length) in chance else ""
+            share = f"{chains.share(length):>10.3f}  {f'{low:.3f} – {high:.3f}':14}"
+            lines.append(f"{split:8}{length:>6}{share}{guess:>7}{chains.asked[length]:>9,}")
+        lines.append(f"{split}: H90 {chains.h90}, mean accuracy over lengths {chains.area:.3f}")
+    return "\n".join(lines)

@@ -55,10 +55,6 @@ class Pretended(Runner):
         super().__init__(*arguments)
         self.record, self.losses, self.trained = record, losses, []
 
-    def _train(self, name, config):
-        self.trained.append(name)
-        config.run_dir.mkdir(parents=True)
-
     def _run(self, arm, seed, rate):
         kept = self.records / f"{arm}_{rate}_{seed}.json"
         if not kept.exists():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data_prep.reasoning import TASKS
-from data_prep.reasoning.task import NO_LABEL, Problems, Task, function_table
+from data_prep.reasoning.task import Problems, Task, function_table
+from dsllm.data.batches import NO_TARGET
 
 LENGTHS = {
     "perm_chain": 24,
@@ -28,7 +29,7 @@ def asked(task: Task, length: int, count: int = 40, seed: int = 0) -> tuple[Prob
 def told(task: Task, problems: Problems, row: int) -> dict[int, tuple[str, int]]:
     """Position, and what is to be said there at which depth."""
     labels, depths = problems.labels[row], problems.depths[row]
-    return {int(t): (task.words[labels[t]], int(depths[t])) for t in np.flatnonzero(labels != NO_LABEL)}
+    return {int(t): (task.words[labels[t]], int(depths[t])) for t in np.flatnonzero(labels != NO_TARGET)}
 
 
 def by_perm_chain(task, words, length):
