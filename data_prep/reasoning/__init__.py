@@ -2,7 +2,8 @@
 
 task.py                            what a task is: tokens, labels, depths
 chains.py, jumps.py, written.py    the tasks
-folder.py                          a data folder of problems, in splits that share none
+request.py, selection.py           what was asked for; which problems each split has
+folder.py                          the data folder, made whole and then put in place
 """
 
 from data_prep.reasoning.chains import PermChain, VarsChain

@@ -5,7 +5,8 @@ from pathlib import Path
 from data_prep.flags import Action, closest, values, whole
 from data_prep.inspection import summary
 from data_prep.reasoning import TASKS
-from data_prep.reasoning.folder import ProblemRequest, make_problems
+from data_prep.reasoning.folder import make_problems
+from data_prep.reasoning.request import ProblemRequest
 from dsllm.errors import DataError
 from dsllm.section import validate
 

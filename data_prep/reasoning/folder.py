@@ -13,8 +13,6 @@ is whole: until then DIR is what it was.
 """
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +27,9 @@ from tokenizers.pre_tokenizers import Split, WhitespaceSplit
 
 from data_prep.journal import SIDE_FILES, differences, is_ours, locked, made_folder, was_prepared
 from data_prep.progress import Progress
-from data_prep.reasoning.task import Array, Problems, Task
+from data_prep.reasoning.request import ProblemRequest
+from data_prep.reasoning.selection import problems_of
+from data_prep.reasoning.task import Array, Problems
 from dsllm.data.batches import NO_TARGET
 from dsllm.data.files import os_errors_named, write_atomically
 from dsllm.data.indexed import IndexedWriter, token_dtype
@@ -38,76 +38,7 @@ from dsllm.errors import DataError
 from dsllm.tokenizer import Tokenizer, load_tokenizer
 from dsllm.tokenizer.hugging_face import TOKENIZER_FILE, HuggingFaceTokenizer
 
-SHARES = {"train": range(2, 16), "val": range(1), "test": range(1, 2), "beyond": range(16)}
-"""By split, the sixteenths of all problems that belong to it; chains beyond training are in no other split anyway."""
-BLOCK_TOKENS = 1 << 16
-"""Tokens that are made at a time; part of what a seed means."""
 DRAFT = ".making"
-PATIENCE = 8
-"""Blocks in a row without a new problem, after which there are no more."""
-
-
-@dataclass(frozen=True)
-class ProblemRequest:
-    """What the user asked for; equal requests give equal bytes."""
-
-    task: Task
-    lengths: range
-    """Chain lengths to train on."""
-    beyond: range
-    """Longer ones, maybe none."""
-    documents: int
-    """Problems to train on, as many of each length."""
-    held_out: int
-    """Problems of each length in val, test and beyond."""
-    seed: int = 0
-    vocabulary: str = "small"
-
-    def check(self) -> None:
-        """Raises `DataError` with the first thing that is wrong."""
-        for flag, lengths in (("lengths", self.lengths), ("beyond", self.beyond)):
-            if len(lengths) and lengths[-1] > self.task.longest:
-                raise DataError(
-                    f"--{flag} {lengths[0]}-{lengths[-1]}: the longest chain of {self.task.name} with these options "
-                    f"is {self.task.longest}"
-                )
-        if len(self.beyond) and self.beyond[0] <= self.lengths[-1]:
-            raise DataError(f"--beyond {self.beyond[0]}-{self.beyond[-1]}: must begin after {self.lengths[-1]}")
-        for flag, number in (("documents", self.documents), ("held_out", self.held_out)):
-            if number < 1:
-                raise DataError(f"--{flag} {number}: must be at least 1")
-        if self.seed < 0:
-            raise DataError(f"--seed {self.seed}: must be 0 or more")
-        if self.vocabulary not in ("small", "bytes"):
-            raise DataError(f"--vocabulary {self.vocabulary}: no such vocabulary; take small or bytes")
-        if self.vocabulary == "bytes" and not self.task.written:
-            raise DataError(f"--vocabulary bytes: the words of {self.task.name} are no characters; take small")
-
-    def wanted(self) -> Iterator[tuple[str, int, int]]:
-        """Split, chain length and how many problems, in the order in which they are written."""
-        for number, length in enumerate(self.lengths):
-            # What does not come out even goes to the first lengths.
-            yield "train", length, (self.documents - number - 1) // len(self.lengths) + 1
-        for split in ("val", "test"):
-            yield from ((split, length, self.held_out) for length in self.lengths)
-        yield from (("beyond", length, self.held_out) for length in self.beyond)
-
-    def manifest(self, tokenizer: Tokenizer) -> Manifest:
-        """Of a folder that has just begun."""
-        longest = max(*self.lengths, *self.beyond, 1)
-        source: dict[str, JsonValue] = {
-            "source": f"reasoning:{self.task.name}",
-            **self.task.model_dump(mode="json"),
-            "lengths": [self.lengths[0], self.lengths[-1]],
-            "beyond": [self.beyond[0], self.beyond[-1]] if len(self.beyond) else None,
-            "documents": self.documents,
-            "held_out": self.held_out,
-            "seed": self.seed,
-            "vocabulary": self.vocabulary,
-            "chance": {str(length): self.task.chance(length) for length in range(1, longest + 1)},
-        }
-        rule: dict[str, JsonValue] = {"hash": "of the tokens", "train": 14 / 16, "val": 1 / 16, "test": 1 / 16}
-        return Manifest(complete=False, tokenizer=tokenizer.info, source=source, split_rule=rule, shards=[])
 
 
 def make_problems(
@@ -159,27 +90,6 @@ def _put_in_place(draft: Path, out: Path, manifest: Manifest) -> None:
             file.replace(out / file.name)
 
 
-def problems_of(request: ProblemRequest, split: str, length: int, count: int) -> Iterator[Problems]:
-    """Up to `count` problems of a split and a chain length, block by block."""
-    per_block = max(1, BLOCK_TOKENS // request.task.generate(length, 1, np.random.default_rng(0)).tokens.shape[1])
-    seen, left, dry, block = np.zeros(0, np.uint64), count, 0, 0
-    while left and dry < PATIENCE:
-        rng = np.random.default_rng([request.seed, list(SHARES).index(split), length, block])
-        made = request.task.generate(length, per_block, rng)
-        hashes, of_split = _hashes(made.tokens), _hashes(made.tokens[:, : request.task.split_tokens])
-        mine = np.isin(of_split >> np.uint64(60), np.array(SHARES[split], np.uint64))
-        kept = np.flatnonzero(mine & made.depths.any(axis=1))  # some ask for nothing
-        if split != "train":
-            first = np.unique(hashes[kept], return_index=True)[1]
-            kept = np.sort(kept[first])
-            kept = kept[~np.isin(hashes[kept], seen)]
-            seen = np.concatenate([seen, hashes[kept[:left]]])
-        kept = kept[:left]
-        left, block, dry = left - len(kept), block + 1, 0 if len(kept) else dry + 1
-        if len(kept):
-            yield Problems(*(part[kept] for part in made))
-
-
 def _write(
     request: ProblemRequest, out: Path, tokenizer: Tokenizer, progress: Progress
 ) -> tuple[list[ShardInfo], dict[str, JsonValue]]:
@@ -189,7 +99,7 @@ def _write(
     for split in dict.fromkeys(split for split, _, _ in request.wanted()):
         with _Shard(out / f"{split}_00000", request, tokenizer) as shard:
             for _, length, count in (wanted for wanted in request.wanted() if wanted[0] == split):
-                for problems in problems_of(request, split, length, count):
+                for problems in problems_of(request.task, request.seed, split, length, count):
                     progress.add(*shard.add(problems))
                     by_length = counts.setdefault(split, {})
                     by_length[str(length)] = by_length.get(str(length), 0) + len(problems.tokens)
@@ -295,14 +205,3 @@ def _ids_in(request: ProblemRequest, tokenizer: Tokenizer) -> Array:
     if request.vocabulary == "small":
         return np.arange(len(request.task.words))
     return np.array([int(tokenizer.encode(word)[0]) for word in request.task.words])
-
-
-def _hashes(tokens: Array) -> np.ndarray:
-    """A number for each row, by its content alone: (rows,) uint64. The end mixes as SplitMix64 does."""
-    value = np.zeros(len(tokens), np.uint64)
-    for column in tokens.T.astype(np.uint64):
-        value = (value ^ (column + np.uint64(1))) * np.uint64(0x9E3779B97F4A7C15)
-        value ^= value >> np.uint64(29)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
