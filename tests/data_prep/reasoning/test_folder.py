@@ -66,14 +66,15 @@ def _documents(folder, split):
 
 def test_nothing_is_trained_on_that_a_held_out_answer_follows_from(tmp_path):
     """A problem of perm_chain begins with shorter ones, whose answers are labels: none leaks from step 4 on."""
-    main(["reasoning", "--task", "perm_chain", "--lengths", "1-6", "--documents", "20000", "--held_out", "300",
-          "--options", "values=3,functions=4", "--out", str(tmp_path / "perm")])  # fmt: skip
+    chosen = ["--lengths", "1-6", "--beyond", "7-8", "--documents", "20000", "--held_out", "300"]
+    chosen += ["--options", "values=3,functions=4", "--out", str(tmp_path / "perm")]
+    main(["reasoning", "--task", "perm_chain", *chosen])
     trained = {
         document[: end + 1].tobytes()
         for document in map(np.array, _problems(tmp_path / "perm", "train"))
         for end in range(len(document) - 1)
     }
-    for split in ("val", "test"):
+    for split in ("val", "test", "beyond"):
         for document in map(np.array, _problems(tmp_path / "perm", split)):
             for end in range(4, len(document) - 1):
                 assert document[: end + 1].tobytes() not in trained
