@@ -71,6 +71,21 @@ class LoRAConfig(Section):
         return self.alpha / (self.rank**0.5 if self.scaling == "rank_stabilised" else self.rank)
 
 
+class CurriculumConfig(Section):
+    """Of problems: the longest chain that is asked for grows with the training FLOPs spent, in a straight line."""
+
+    start: PositiveInt = 2
+    """At first."""
+    end: PositiveInt
+    """In the end."""
+    flops: PositiveFloat
+    """After which `end` is reached."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.end <= self.start:
+            yield "end", f"not longer than data.curriculum.start = {self.start}; take more, or leave the curriculum out"
+
+
 class DataConfig(Section):
     """Where the tokens come from."""
 
@@ -80,6 +95,8 @@ class DataConfig(Section):
     """With several folders: the share of the samples that each gives, any scale; by default equal shares."""
     mask_documents: bool = False
     """Keep attention within each document of a packed sample."""
+    curriculum: CurriculumConfig | None = None
+    """Of problems (`python -m data_prep reasoning`): short chains first; null: all from the beginning."""
 
     @property
     def paths(self) -> list[str]:

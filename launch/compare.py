@@ -9,10 +9,10 @@ import argparse
 from pathlib import Path
 
 from dsllm.comparison.arms import arms_of
-from dsllm.comparison.inference import measure_inference, this_machine
+from dsllm.comparison.inference import measure_inference
 from dsllm.comparison.plots import plots_of
 from dsllm.comparison.record import RunRecord
-from dsllm.comparison.report import notes, table, write_report
+from dsllm.comparison.report import Report, notes, table, write_report
 from dsllm.data.files import os_errors_named
 from dsllm.errors import UserError, user_errors_exit
 
@@ -34,21 +34,17 @@ def main() -> None:
             folders = dict(zip(map(id, records), arguments.runs, strict=True))
             firsts = [arm.first for arm in arms_of(records)]
             found = measure_inference({str(id(of)): folders[id(of)] for of in firsts if folders[id(of)].is_dir()})
-            records = [_with_inference(record, found.get(str(id(record)))) for record in records]
+            records = [
+                record.with_inference(*found[str(id(record))]) if str(id(record)) in found else record
+                for record in records
+            ]
         arms = arms_of(records)
-        write_report(arguments.out, arms, plots_of(arms), arguments.title)
+        write_report(arguments.out, Report(arguments.title, arms, plots_of(arms)))
         if arguments.records is not None:
             _keep(records, arguments.records)
     _show(table(arms))
     print("\n".join(notes(arms)))
     print(f"{arguments.out / 'report.html'}")
-
-
-def _with_inference(record: RunRecord, found: tuple[float, float] | None) -> RunRecord:
-    if found is None:
-        return record
-    update = {"prefill_ms": found[0], "decode_ms": found[1], "inference_on": this_machine()}
-    return record.model_copy(update=update)
 
 
 def _keep(records: list[RunRecord], folder: Path) -> None:

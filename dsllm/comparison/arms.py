@@ -33,6 +33,10 @@ class Arm:
     def first(self) -> RunRecord:
         return self.runs[0]
 
+    def at(self, budget: float) -> "Arm":
+        """Named with its budget, where the name alone is that of another."""
+        return Arm(f"{self.name} at {budget:g} FLOPs", self.runs)
+
     def values(self, of: Callable[[RunRecord], float | None]) -> list[float]:
         """A figure of every run that has it."""
         return [value for value in map(of, self.runs) if value is not None]

@@ -1,7 +1,7 @@
 """The pictures of a comparison, as PNG, in the colours of Okabe and Ito, which all eyes tell apart."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,22 @@ def plots_of(arms: Sequence[Arm]) -> dict[str, tuple[str, bytes]]:
     return found
 
 
+def plot_of_budgets(arms: Mapping[str, Mapping[float, Arm]]) -> dict[str, tuple[str, bytes]]:
+    """By name: a caption, and the picture of final losses over budgets; nothing of a single budget."""
+    if len({budget for of in arms.values() for budget in of}) < 2:
+        return {}
+    figure, axes = _figure()
+    for number, of in enumerate(arms.values()):
+        spent = [arm.mean(lambda run: run.flops) for arm in of.values()]
+        losses = [arm.mean(lambda run: run.test_loss) for arm in of.values()]
+        bars = [arm.spread(lambda run: run.test_loss) or 0.0 for arm in of.values()]
+        axes.errorbar(spent, losses, bars, label=_label(next(iter(of.values()))), capsize=2, **_style(number))
+    axes.set_xscale("log")
+    caption = "Test loss at the end of runs by what they spent, each decayed; bars: one standard deviation over seeds."
+    picture = _finished(figure, axes, "training FLOPs of a run", "test loss, nats per target")
+    return {"loss_by_budget": (caption, picture)}
+
+
 def _figure() -> tuple[Any, Any]:
     # Not pyplot: it keeps figures, and asks for a screen.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -79,6 +95,7 @@ def _style(number: int) -> dict[str, Any]:
         "color": COLOURS[number % len(COLOURS)],
         "marker": MARKERS[number % len(MARKERS)],
         "markersize": 4,
+        "linestyle": ("-", "--", ":")[number // len(COLOURS) % 3],
         "linewidth": 1.6,
     }
 

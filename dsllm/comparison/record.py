@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dsllm.comparison.inference import this_machine
 from dsllm.config import ModelConfig, RunConfig
 from dsllm.data.files import os_errors_named, write_atomically
 from dsllm.errors import UserError
@@ -29,6 +30,10 @@ WARM_UP = 2
 """Records of training steps at the beginning, and after each growth event, whose times are left out."""
 LAST = 0.1
 """Share of the steps at the end over which the final training loss is the mean."""
+
+
+class Diverged(UserError):
+    """A run whose test loss is no number."""
 
 
 class _Part(BaseModel):
@@ -146,6 +151,16 @@ class RunRecord(_Part):
                 ) from None
         return _of_run(path)
 
+    def with_inference(self, prefill_ms: float, decode_ms: float) -> "RunRecord":
+        """With times that were measured on this machine."""
+        update = {"prefill_ms": prefill_ms, "decode_ms": decode_ms, "inference_on": this_machine()}
+        return self.model_copy(update=update)
+
+    def of_data(self, data: str) -> "RunRecord":
+        """As of other data, where an arm's seeds each have their own."""
+        arm = {**self.arm, "data": {**self.arm["data"], "path": data}}
+        return self.model_copy(update={"arm": arm, "scored": self.scored.model_copy(update={"data": data})})
+
     def write(self, path: Path) -> None:
         write_atomically(path, (self.model_dump_json(indent=1) + "\n").encode())
 
@@ -168,7 +183,7 @@ def _of_run(run: Path) -> RunRecord:
     if "samples" not in test:
         raise UserError(f"{run}: evaluated by an older dsllm; train its last steps again with this one")
     if test["loss"] is None:
-        raise UserError(f"{run}: its test loss is no number, the run has diverged; leave it out, and say so")
+        raise Diverged(f"{run}: its test loss is no number, the run has diverged; leave it out, and say so")
     validation = [record for record in val if record["loss"] is not None]
     spent = _Spent(train, checkpoint.progress)
     timed = _steady(train, records)
@@ -186,7 +201,7 @@ def _of_run(run: Path) -> RunRecord:
         steps=checkpoint.progress.step,
         tokens=checkpoint.progress.tokens,
         parameters=skeleton(model).count_parameters(),
-        flops=checkpoint.progress.flops,
+        flops=checkpoint.progress.flops + _probes(records),
         step_ms=1000 * statistics.median(record["step_seconds"] for record in timed),
         tokens_per_second=statistics.median(record["tokens_per_second"] for record in timed),
         memory_mib=max(record["memory_bytes"] for record in train) / 2**20,
@@ -216,6 +231,12 @@ def _of_run(run: Path) -> RunRecord:
             if value is not None
         },
     )
+
+
+def _probes(records: Sequence[dict[str, Any]]) -> float:
+    """FLOPs of comparing models before and after growth events, which are no training but are spent."""
+    ledgers = [record for record in records if record["kind"] == "ledger"]
+    return float(sum(phase["probe_flops"] for ledger in ledgers[-1:] for phase in ledger["phases"]))
 
 
 def _final_loss(train: Sequence[dict[str, Any]], steps: int) -> float | None:

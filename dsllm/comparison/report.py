@@ -7,6 +7,7 @@ import base64
 import html
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,49 @@ from dsllm.data.files import os_errors_named, write_atomically
 Cell = Callable[[Arm], str]
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table below the main one: a row of headings, then an arm a row."""
+
+    title: str
+    rows: list[list[str]]
+    note: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report shows."""
+
+    title: str
+    arms: Sequence[Arm]
+    """Of the main table; the first is the baseline."""
+    plots: Mapping[str, tuple[str, bytes]]
+    """By name: a caption, and the picture."""
+    tables: Sequence[Table] = ()
+    """Those of several budgets say how much sooner arms are by their ends; then nothing is read off in training."""
+    others: Sequence[Arm] = ()
+    """Further arms whose runs go into results.json."""
+
+    @property
+    def main(self) -> list[list[str]]:
+        return table(self.arms, not self.tables)
+
+    @property
+    def notes(self) -> list[str]:
+        return notes(self.arms, not self.tables)
+
+
+def figure(arm: Arm, of: Callable[[RunRecord], float | None], form: str) -> str:
+    """Mean over the seeds, and the deviation where they differ; empty without any."""
+    mean, spread = arm.mean(of), arm.spread(of)
+    if mean is None:
+        return ""
+    alike = len(set(arm.values(of))) == 1
+    return format(mean, form) if spread is None or alike else f"{format(mean, form)} ± {format(spread, form)}"
+
+
 def _figure(of: Callable[[RunRecord], float | None], form: str) -> Cell:
-    """Mean over the seeds, and the deviation where they differ."""
-
-    def cell(arm: Arm) -> str:
-        mean, spread = arm.mean(of), arm.spread(of)
-        if mean is None:
-            return ""
-        alike = len(set(arm.values(of))) == 1
-        return format(mean, form) if spread is None or alike else f"{format(mean, form)} ± {format(spread, form)}"
-
-    return cell
+    return lambda arm: figure(arm, of, form)
 
 
 def _fact(of: Callable[[RunRecord], Any], form: str = "") -> Cell:
@@ -47,7 +80,7 @@ def _speedup_cell(gains: Mapping[str, Mapping[str, Speedup]], cost: str) -> Cell
     return cell
 
 
-def figures(arms: Sequence[Arm]) -> list[tuple[str, Cell]]:
+def figures(arms: Sequence[Arm], speedup: bool = True) -> list[tuple[str, Cell]]:
     """What is told of each arm; of reasoning and inference only where there are such figures."""
     found: list[tuple[str, Cell]] = [
         ("arm", lambda arm: arm.name),
@@ -74,7 +107,7 @@ def figures(arms: Sequence[Arm]) -> list[tuple[str, Cell]]:
         found.append(("mean accuracy", _figure(lambda run: run.area, ".3f")))
     else:
         found.append(("bits per byte", _figure(lambda run: run.bits_per_byte, ".4f")))
-    gains = {arm.name: speedups(arm, arms[0]) for arm in arms[1:]}
+    gains = {arm.name: speedups(arm, arms[0]) for arm in arms[1:] if speedup}
     for cost, words in (("tokens", "tokens"), ("flops", "FLOPs"), ("seconds", "seconds")):
         if any(cost in of for of in gains.values()):
             found.append((f"speedup at equal loss, by {words}", _speedup_cell(gains, cost)))
@@ -84,7 +117,7 @@ def figures(arms: Sequence[Arm]) -> list[tuple[str, Cell]]:
     return found
 
 
-def notes(arms: Sequence[Arm]) -> list[str]:
+def notes(arms: Sequence[Arm], speedup: bool = True) -> list[str]:
     """How the figures are to be read."""
     scored = arms[0].first.scored
     said = [
@@ -100,7 +133,7 @@ def notes(arms: Sequence[Arm]) -> list[str]:
     )
     if apart:
         said.append(f"Not trained alike: {', '.join(apart)} differ between arms.")
-    if any(speedups(arm, arms[0]) for arm in arms[1:]):
+    if speedup and any(speedups(arm, arms[0]) for arm in arms[1:]):
         said.append(
             f"Speedup over {arms[0].name}: how much sooner the worse of both final validation losses is reached; in "
             "brackets the least and the most over pairs of seeds, if there are several. A loss in the midst of a "
@@ -121,33 +154,34 @@ def notes(arms: Sequence[Arm]) -> list[str]:
     return said
 
 
-def write_report(out: Path, arms: Sequence[Arm], plots: Mapping[str, tuple[str, bytes]], title: str) -> None:
+def write_report(out: Path, report: Report) -> None:
     """Write the page, the Markdown, the figures and the pictures into `out`, which is made."""
     with os_errors_named(out):
         out.mkdir(parents=True, exist_ok=True)
-    for name, (_, picture) in plots.items():
+    for name, (_, picture) in report.plots.items():
         write_atomically(out / f"{name}.png", picture)
-    write_atomically(out / "report.md", markdown(arms, plots, title).encode())
-    write_atomically(out / "report.html", page(arms, plots, title).encode())
-    results = {arm.name: [run.model_dump(mode="json") for run in arm.runs] for arm in arms}
+    write_atomically(out / "report.md", markdown(report).encode())
+    write_atomically(out / "report.html", page(report).encode())
+    results = {arm.name: [run.model_dump(mode="json") for run in arm.runs] for arm in (*report.arms, *report.others)}
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
 
 
-def table(arms: Sequence[Arm]) -> list[list[str]]:
+def table(arms: Sequence[Arm], speedup: bool = True) -> list[list[str]]:
     """A row for each figure, its name first; a column for each arm. So it stays narrow where arms are few."""
-    return [[name, *map(cell, arms)] for name, cell in figures(arms)]
+    return [[name, *map(cell, arms)] for name, cell in figures(arms, speedup)]
 
 
-def markdown(arms: Sequence[Arm], plots: Mapping[str, tuple[str, bytes]], title: str) -> str:
-    header, *rows = table(arms)
-    lines = [f"# {title}", "", *_lines([header, ["---"] * len(header), *rows]), ""]
-    lines += [f"* {note}" for note in notes(arms)]
-    for name, (caption, _) in plots.items():
+def markdown(report: Report) -> str:
+    lines = [f"# {report.title}", "", *_lines(report.main), "", *(f"* {note}" for note in report.notes)]
+    for more in report.tables:
+        lines += ["", f"## {more.title}", "", *_lines(more.rows), "", more.note]
+    for name, (caption, _) in report.plots.items():
         lines += ["", f"![{caption}]({name}.png)", "", caption]
     return "\n".join(lines) + "\n"
 
 
 def _lines(rows: list[list[str]]) -> list[str]:
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
 
 
@@ -156,6 +190,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem; color: #1a1a1a;
        background: #fff }
 h1 { font-size: 1.5rem; line-height: 1.2 }
+h2 { font-size: 1.2rem; line-height: 1.2; margin: 2rem 0 .7rem }
 .scroll { overflow-x: auto; width: fit-content; max-width: 100%; border: 1px solid #ddd; border-radius: 4px }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee }
@@ -169,24 +204,33 @@ figcaption { color: #555; font-size: .875rem }
 """
 
 
-def page(arms: Sequence[Arm], plots: Mapping[str, tuple[str, bytes]], title: str) -> str:
+def page(report: Report) -> str:
     """The page, self-contained."""
-    header, *rows = table(arms)
+    pictures = "\n".join(
+        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for caption, picture in report.plots.values()
+    )
+    said = "\n".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
+    more = "".join(
+        f"<h2>{html.escape(of.title)}</h2>\n{_grid(of.rows)}<p>{html.escape(of.note)}</p>\n" for of in report.tables
+    )
+    title = html.escape(report.title)
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n<h1>{title}</h1>\n"
+        f"{_grid(report.main)}<ul>\n{said}\n</ul>\n{more}{pictures}\n</html>\n"
+    )
+
+
+def _grid(rows: list[list[str]]) -> str:
+    """A table that scrolls where it is wider than the page."""
 
     def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    pictures = "\n".join(
-        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for caption, picture in plots.values()
-    )
-    body = "\n".join(row(cells, "td") for cells in rows)
-    said = "\n".join(f"<li>{html.escape(note)}</li>" for note in notes(arms))
+    body = "\n".join(row(cells, "td") for cells in rows[1:])
     return (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n<h1>{html.escape(title)}</h1>\n"
-        f'<div class="scroll"><table>\n<thead>{row(header, "th")}</thead>\n<tbody>\n{body}\n</tbody></table></div>\n'
-        f"<ul>\n{said}\n</ul>\n{pictures}\n</html>\n"
+        f'<div class="scroll"><table>\n<thead>{row(rows[0], "th")}</thead>\n<tbody>\n{body}\n</tbody></table></div>\n'
     )

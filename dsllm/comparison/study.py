@@ -1,39 +1,37 @@
-"""A study: arms × seeds, one run after the other through the ordinary launcher, then compared.
+"""A study file: arms × seeds, at one budget or several, each with the best of some learning rates.
 
-    base: launch/recipes/demo_gpt2.yaml        a recipe; what follows changes it
+    base: launch/recipes/demo_gpt2.yaml         a recipe; what follows changes it
     set: {train: {steps: 400, eval_every: 50}}
+    prepare: [tokenize --source text/ --out data/mine]   optional: arguments of `python -m data_prep`, run first
     seeds: [1, 2, 3]
-    rates: [2.0e-3, 4.0e-3]                     optional: the first seed tries them, the best on val serves all seeds
-    flops: 1.0e+13                              optional: training FLOPs of each run, in place of train.steps
+    rates: [2.0e-3, 4.0e-3]                     optional: tried with the seed `tuned_on`, the best on val serves all
+    tuned_on: 0                                 optional: by default the first of the seeds
+    flops: [1.0e+13, 2.0e+13]                   optional: training FLOPs of each run, in place of train.steps
+    further: {gpt2: [4.0e+13]}                  optional: budgets that some arms have besides
     arms:
       gpt2: {}
       windowed: {model: {positions: rotary, window: 64}}
+      grown: {model: {name: progressive, n_layer: 3}, growth: {preset: no_diverge}}
 
-A finished run leaves a record of some kilobytes in OUT/records. A run that has one is not made again, so the same
-command goes on, on another machine too if OUT is there; a run that was broken off is resumed.
+`{seed}` in data.path and in `prepare` is the seed of a run: then each seed has data of its own, the same for all arms.
+At several budgets the rates are tried at the largest that all arms have. With `flops` an arm that grows gets the steps
+for which all its stages together spend them, so its policy must be one that knows beforehand when it grows.
 """
 
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
-from dsllm.comparison.record import RunRecord, arm_of
 from dsllm.config import RunConfig, read_yaml
-from dsllm.data.files import os_errors_named
-from dsllm.errors import ConfigError, UserError
+from dsllm.errors import ConfigError
+from dsllm.growth.forecast import steps_for
+from dsllm.growth.plan import as_growable
 from dsllm.models import skeleton
 from dsllm.section import Section, raise_problems, validate
-from dsllm.training.run_folder import differences
 from dsllm.training.sources import resolve_vocabulary
 
-ROOT = Path(__file__).resolve().parents[2]
+SEED = "{seed}"
 
 
 class Study(Section):
@@ -43,14 +41,42 @@ class Study(Section):
     """A recipe."""
     set: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Sections and keys that differ from it in all arms."""
+    prepare: list[str] = Field(default_factory=list)
+    """Arguments of `python -m data_prep`, one command after the other, before the first run."""
     seeds: list[NonNegativeInt] = Field(default=[1, 2, 3], min_length=1)
-    """Of each arm; the first one tries the learning rates."""
+    """Of each arm."""
     rates: list[PositiveFloat] = Field(default_factory=list)
     """Learning rates to try; none: train.lr."""
-    flops: PositiveFloat | None = None
-    """Training FLOPs of each run; None: train.steps. Not for arms that grow."""
+    tuned_on: NonNegativeInt | None = None
+    """The seed that tries them; None: the first."""
+    flops: PositiveFloat | list[PositiveFloat] | None = None
+    """Training FLOPs of each run, or several budgets; None: train.steps."""
+    further: dict[str, list[PositiveFloat]] = Field(default_factory=dict)
+    """By arm: budgets that it has besides, as a baseline whose losses others are looked up in."""
     arms: dict[str, dict[str, dict[str, Any]]] = Field(min_length=1)
     """By name: sections and keys that differ in this arm."""
+
+    def budgets(self, arm: str) -> list[float | None]:
+        """Of an arm, rising; [None] where steps say how long a run is."""
+        return [*sorted({*self._flops, *self.further.get(arm, [])})] or [None]
+
+    @property
+    def shared_budget(self) -> float | None:
+        """The largest that all arms have."""
+        return max(self._flops, default=None)
+
+    @property
+    def _flops(self) -> list[float]:
+        return self.flops if isinstance(self.flops, list) else [] if self.flops is None else [self.flops]
+
+    @property
+    def tuning_seed(self) -> int:
+        return self.seeds[0] if self.tuned_on is None else self.tuned_on
+
+    @property
+    def data_by_seed(self) -> bool:
+        """Whether each seed has its own data."""
+        return any(SEED in str(self._values(arm).get("data")) for arm in self.arms)
 
     @classmethod
     def read(cls, path: Path) -> "Study":
@@ -58,115 +84,65 @@ class Study(Section):
         study, problems = validate(cls, read_yaml(path), "")
         raise_problems([f"{path}: {problem}" for problem in problems])
         assert study is not None
+        if study.flops == []:
+            problems.append("flops: no budget; name one, or leave the key out")
+        for arm in study.further if study.flops is not None else ():
+            if arm not in study.arms:
+                problems.append(f"further.{arm}: no such arm; the arms are {', '.join(study.arms)}")
+        if study.further and study.flops is None:
+            problems.append("further: budgets besides none; give flops, which all arms have")
         for arm in study.arms:
             if not arm.replace("-", "").replace("_", "").replace(".", "").isalnum():
                 problems.append(f"arms.{arm}: a name of letters, digits, '-', '_' and '.' is needed")
             try:
-                config = study.config(arm, study.seeds[0], None, Path("runs/study"))
-                if study.flops is not None and config.growth is not None:
-                    problems.append(f"arms.{arm}: grows, so flops does not say its steps; give train.steps instead")
+                study.config(arm, study.seeds[0], None, Path("runs/study"))
             except ConfigError as error:
                 problems += [f"arms.{arm}: {line.strip()}" for line in str(error).splitlines()[1:]]
         raise_problems([f"{path}: {problem}" for problem in problems])
         return study
 
     def config(self, arm: str, seed: int, rate: float | None, run_dir: Path) -> RunConfig:
-        """The whole configuration of a run."""
+        """The whole configuration of a run, but for the steps that a budget gives it."""
+        values = self._values(arm)
+        chosen = {"seed": seed, **({} if rate is None else {"lr": rate})}
+        train = {**(values.get("train") or {}), **chosen}
+        data = _with_seed(values.get("data"), seed)
+        return RunConfig.from_values({**values, "train": train, "data": data, "run_dir": str(run_dir)})
+
+    def preparations(self, seed: int) -> list[str]:
+        """The arguments of `python -m data_prep` that make a seed's data."""
+        return [command.replace(SEED, str(seed)) for command in self.prepare]
+
+    def _values(self, arm: str) -> dict[str, Any]:
         values = read_yaml(self.base)
-        chosen = {"train": {"seed": seed, **({} if rate is None else {"lr": rate})}}
-        for changes in (self.set, self.arms[arm], chosen):
+        for changes in (self.set, self.arms[arm]):
             for section, keys in changes.items():
                 values[section] = {**(values.get(section) or {}), **keys}
-        return RunConfig.from_values({**values, "run_dir": str(run_dir)})
-
-    def with_steps(self, config: RunConfig) -> RunConfig:
-        """The configuration with as many steps as the FLOPs are good for."""
-        if self.flops is None:
-            return config
-        resolved, _ = resolve_vocabulary(config)
-        each = skeleton(resolved.model).flops_per_token(resolved.model.context)
-        steps = round(self.flops / (each * config.train.global_batch_size * resolved.model.context))
-        if steps < 1:
-            raise ConfigError(f"flops = {self.flops:g}: not one step of {config.run_dir}; take more")
-        return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+        return values
 
 
-class Runner:
-    """Makes the runs of a study, as far as they are not made yet."""
+def with_steps(config: RunConfig, flops: float | None) -> RunConfig:
+    """The configuration with as many steps as the FLOPs are good for; as it is without any.
 
-    def __init__(self, study: Study, work: Path, out: Path, ranks: int, say: Callable[[str], None] = print):
-        self.study, self.work, self.records, self.ranks, self.say = study, work, out / "records", ranks, say
-        with os_errors_named(self.records):
-            self.records.mkdir(parents=True, exist_ok=True)
-        self._made = 0
-        self._begun = time.monotonic()
-
-    def all(self) -> dict[str, list[RunRecord]]:
-        """By arm, the runs of all seeds, at the best of the rates."""
-        arms = self.study.arms
-        tried = {arm: [self._run(arm, self.study.seeds[0], rate) for rate in self.study.rates] for arm in arms}
-        best = {arm: min(runs, key=_validated).arm["train"]["lr"] if runs else None for arm, runs in tried.items()}
-        return {arm: [self._run(arm, seed, best[arm]) for seed in self.study.seeds] for arm in arms}
-
-    def _run(self, arm: str, seed: int, rate: float | None) -> RunRecord:
-        name = f"{arm}_seed{seed}" if rate is None else f"{arm}_lr{rate:g}_seed{seed}"
-        kept = self.records / f"{name}.json"
-        config = self.study.with_steps(self.study.config(arm, seed, rate, self.work / name))
-        if kept.exists():
-            return _of_study(RunRecord.read(kept), config, kept)
-        self._train(name, config)
-        record = RunRecord.read(config.run_dir)
-        record.write(kept)
-        self._made += 1
-        self.say(f"{name}: test loss {record.test_loss:.4f}; {self._left()}")
-        return record
-
-    def _train(self, name: str, config: RunConfig) -> None:
-        with os_errors_named(self.work):
-            self.work.mkdir(parents=True, exist_ok=True)
-        file, log = self.work / f"{name}.yaml", self.work / f"{name}.log"
-        file.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-        binaries = Path(sys.executable).parent
-        launcher = [str(binaries / "deepspeed"), "--num_gpus", str(self.ranks)] if self.ranks > 1 else [sys.executable]
-        path = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
-        with log.open("a") as output:
-            done = subprocess.run(
-                [*launcher, str(ROOT / "launch" / "train.py"), "--config", str(file)],
-                env={**os.environ, "PATH": path},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        if done.returncode:
-            last = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
-            raise UserError(f"{name}: training ended with exit code {done.returncode}, see {log}:\n{last}")
-
-    def _left(self) -> str:
-        study, known = self.study, len(list(self.records.glob("*.json")))
-        whole = len(study.arms) * (len(study.seeds) + max(0, len(study.rates) - 1))
-        seconds = (time.monotonic() - self._begun) / self._made * max(0, whole - known)
-        return f"{min(known, whole)} of {whole} runs, about {seconds / 60:.0f} min left"
+    Raises `ConfigError` if that is less than one, or if it grows by a policy that decides in the run.
+    """
+    if flops is None:
+        return config
+    resolved, _ = resolve_vocabulary(config)
+    model, tokens_per_step = resolved.model, config.train.global_batch_size * resolved.model.context
+    if config.growth is not None:
+        steps = steps_for(as_growable(model), config.growth, tokens_per_step, flops)
+    else:
+        steps = round(flops / (skeleton(model).flops_per_token(model.context) * tokens_per_step))
+    if steps < 1:
+        raise ConfigError(f"flops = {flops:g}: not one step of {config.run_dir}; take more")
+    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
 
 
-def _of_study(record: RunRecord, config: RunConfig, kept: Path) -> RunRecord:
-    """The record, if it is of this configuration; raises `UserError` with what differs."""
-    then, now = record.arm, arm_of(config, record.scored.data)
-    # Filled in when a run begins, by its data and its machine.
-    now["model"]["vocab_size"] = then["model"]["vocab_size"]
-    apart = differences({key: then[key] for key in now}, now, "")
-    if apart:
-        raise UserError(f"{kept}: of another study ({'; '.join(apart)}); take another --out, or remove it")
-    return record
-
-
-def _validated(record: RunRecord) -> float:
-    """The last loss on val, by which a rate is chosen; the test split is not looked at for that."""
-    if not record.validation:
-        raise UserError(f"{record.name}: never evaluated on val, so no rate can be chosen; give train.eval_every")
-    return record.validation[-1].loss
-
-
-def named(arms: Mapping[str, Sequence[RunRecord]]) -> Iterator[RunRecord]:
-    """The records under their arms' names, so that a report calls them by these."""
-    for arm, records in arms.items():
-        for record in records:
-            yield record.model_copy(update={"name": f"{arm}_seed{record.seed}"})
+def _with_seed(data: Any, seed: int) -> Any:
+    """The data section, for one seed."""
+    if not isinstance(data, dict) or "path" not in data:
+        return data
+    path = data["path"]
+    named = [str(each).replace(SEED, str(seed)) for each in path] if isinstance(path, list) else None
+    return {**data, "path": named or str(path).replace(SEED, str(seed))}

@@ -77,11 +77,13 @@ def sample_order(config: RunConfig) -> dict[str, Any]:
             tokens.append(sha256("".join(sums).encode()).hexdigest()[:16])
         else:
             tokens.append(f"{TokenDataset(path, 'train', config.model.context).tokens} tokens")
+    curriculum = config.data.curriculum
     return {
         "train.seed": config.train.seed,
         "model.context": config.model.context,
         "data.weights": config.data.weights,
         "data.path (checksums of its training shards)": tokens,
+        **({} if curriculum is None else {"data.curriculum": curriculum.model_dump(mode="json")}),
     }
 
 
@@ -109,4 +111,6 @@ def open_split(config: RunConfig, split: str) -> SampleSource:
     """One split of the run's data folder, or the blend of it from several."""
     data = config.data
     folders = [open_samples(Path(path), split, config.model.context) for path in data.paths]
+    if data.curriculum is not None and not all(folder.labelled for folder in folders):
+        raise DataError(f"data.curriculum: {data.paths[0]} holds no problems with chains; leave it out")
     return folders[0] if len(folders) == 1 else Blend(folders, data.weights or [1.0] * len(folders))

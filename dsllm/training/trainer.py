@@ -20,6 +20,7 @@ import torch
 
 from dsllm.config import ModelConfig, RunConfig
 from dsllm.data.batches import Batch, evaluation_batches
+from dsllm.data.curriculum import longest_chain
 from dsllm.data.dataset import SampleSource
 from dsllm.errors import CheckpointError, Stopped
 from dsllm.models import skeleton
@@ -197,7 +198,7 @@ class BaseTrainer:
         launcher or a scheduler waits.
         """
         begun = time.perf_counter()
-        batch = self.loader.batch(self.progress.consumed_samples)
+        batch = self.asked_for(self.loader.batch(self.progress.consumed_samples))
         waited = time.perf_counter() - begun
         lr = self.lr()
         set_lr(self.engine, lr)
@@ -273,6 +274,11 @@ class BaseTrainer:
         )
 
     # The parts.
+
+    def asked_for(self, batch: Batch) -> Batch:
+        """The batch, with the labels that a curriculum asks for by now."""
+        curriculum = self.config.data.curriculum
+        return batch if curriculum is None else batch.upto(longest_chain(curriculum, self.progress.flops))
 
     def _materialise(self, ds_config: dict[str, Any], groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Give the model its weights: those of the checkpoint, or initial ones.

@@ -14,7 +14,7 @@ import pytest
 from dsllm.comparison.arms import arms_of
 from dsllm.comparison.plots import plots_of
 from dsllm.comparison.record import Growth, RunRecord
-from dsllm.comparison.report import markdown, page, table, write_report
+from dsllm.comparison.report import Report, Table, markdown, page, table, write_report
 from dsllm.errors import UserError
 from dsllm.training.monitor import read_metrics
 from tests.launching import python, train
@@ -124,7 +124,7 @@ def test_the_command_writes_page_markdown_figures_and_pictures(trained_run, seco
 
 def test_a_single_run_stands_alone_and_says_so(record):
     arms = arms_of([record])
-    text = markdown(arms, {}, "One")
+    text = markdown(Report("One", arms, {}))
     assert "One seed only, so no spread: one_rank." in text and "±" not in text
 
 
@@ -145,8 +145,9 @@ def test_growth_events_and_distances_have_their_place(record):
 
 def test_names_are_shown_as_text_not_as_markup(record):
     arms = arms_of([of_another_arm(record, "<script>|")])
-    assert "<script>" not in page(arms, {}, "x<y") and "&lt;script&gt;" in page(arms, {}, "x<y")
-    assert "\\|" in markdown(arms, {}, "x")
+    shown = page(Report("x<y", arms, {}))
+    assert "<script>" not in shown and "&lt;script&gt;" in shown and "x&lt;y" in shown
+    assert "\\|" in markdown(Report("x", arms, {}))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ for (const width of widths) {
   frame.width = width; frame.height = 900; frame.src = "report.html";
   frame.onload = () => {
     const page = frame.contentDocument, root = page.documentElement;
-    const outside = [...page.querySelectorAll("h1, li, img, figcaption, .scroll")].filter(
+    const outside = [...page.querySelectorAll("h1, h2, p, li, img, figcaption, .scroll")].filter(
       (part) => part.getBoundingClientRect().right > width + 0.5 || part.getBoundingClientRect().left < 0);
     found[width] = {scrolls: root.scrollWidth > root.clientWidth, outside: outside.length,
       broken: [...page.images].filter((image) => !image.complete || !image.naturalWidth).length,
@@ -251,7 +252,9 @@ for (const width of widths) {
 def test_in_a_browser_nothing_is_cut_off_on_a_screen_or_a_telephone_and_nothing_is_fetched(record, tmp_path):
     runs = [of_problems(record, "a model with a rather long name of its own", 5), of_problems(record, "b", 3)]
     arms = arms_of(runs)
-    write_report(tmp_path, arms, plots_of(arms), "A comparison whose title is long enough to be broken on a telephone")
+    title = "A comparison whose title is long enough to be broken on a telephone"
+    wide = Table("By budget", [["arm", *map(str, range(20))], ["a", *["0.1234 ± 0.0123"] * 20]], "A note. " * 30)
+    write_report(tmp_path, Report(title, arms, plots_of(arms), [wide]))
     (tmp_path / "probe.html").write_text(PROBE)
     asked: list[str] = []
 

@@ -1,0 +1,129 @@
+"""The runs of a study are made once, go on where they were stopped, have the best rate on val, and end in a report."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dsllm.comparison.record import Diverged, RunRecord
+from dsllm.comparison.runner import Runner
+from dsllm.comparison.study import Study
+from dsllm.errors import UserError
+from tests.comparison.test_study import GROWS, written
+from tests.launching import python, start
+
+
+@pytest.mark.slow
+def test_runs_are_made_once_a_broken_one_is_resumed_and_the_report_stands(recipe, tmp_path):
+    arms = {"one": {"model": {"n_layer": 1}}, "two": {}}
+    study = written(tmp_path / "small_study.yaml", recipe, arms=arms)
+    command = ("launch/study.py", study, "--out", tmp_path / "out", "--work", tmp_path / "work")
+    said = python(*command)
+    assert "two_seed2: test loss" in said and "4 of 4 runs" in said and "# small study" in said
+    assert sorted(file.name for file in (tmp_path / "out" / "records").iterdir()) == [
+        f"{arm}_seed{seed}.json" for arm in ("one", "two") for seed in (1, 2)
+    ]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {arm: [run["seed"] for run in runs] for arm, runs in results.items()} == {"one": [1, 2], "two": [1, 2]}
+    assert (tmp_path / "out" / "report.html").exists()
+
+    study.write_text(study.read_text().replace("steps: 4", "steps: 6"))
+    refused = python(*command, expect=2)
+    assert "one_seed1.json: of another study (train.steps was 4, now 6)" in refused and "Traceback" not in refused
+    study.write_text(study.read_text().replace("steps: 6", "steps: 4"))
+
+    # As after a kill: one run has no record, and its last checkpoint is not there.
+    (tmp_path / "out" / "records" / "two_seed2.json").unlink()
+    shutil.rmtree(tmp_path / "work" / "two_seed2" / "checkpoints" / "step_00000004")
+    shutil.rmtree(tmp_path / "work" / "one_seed1")  # on another machine finished runs are not there
+    again = python(*command)
+    assert "test loss" in again and again.count("test loss") == 1 + again.count("test loss, nats")
+    assert "resumes at step 2 of 4" in (tmp_path / "work" / "two_seed2.log").read_text()
+    assert json.loads((tmp_path / "out" / "results.json").read_text()).keys() == results.keys()
+
+
+class Pretended(Runner):
+    """Trains nothing: a record is that of a run, with the loss that a rate would give."""
+
+    def __init__(self, record, losses, *arguments):
+        super().__init__(*arguments)
+        self.record, self.losses, self.trained = record, losses, []
+
+    def _run(self, wanted):
+        self.trained.append((wanted.arm, wanted.seed, wanted.rate))
+        loss = self.losses[wanted.arm, wanted.rate]
+        if loss is None:
+            raise Diverged("no number")
+        points = [self.record.validation[-1].model_copy(update={"loss": loss})]
+        train = {**self.record.arm["train"], "lr": wanted.rate}
+        model = {**self.record.arm["model"], "arm": wanted.arm}
+        arm = {**self.record.arm, "train": train, "model": model}
+        update = {"seed": wanted.seed, "validation": points, "arm": arm, "test_loss": -1.0}
+        return self.record.model_copy(update=update)
+
+
+LOSSES = {("a", 0.1): 3.0, ("a", 0.2): 2.0, ("b", 0.1): 1.0, ("b", 0.2): None}
+
+
+@pytest.mark.parametrize("seed", [1, 0])
+def test_one_seed_tries_the_rates_and_the_best_on_val_serves_all(seed, recipe, trained_run, tmp_path):
+    more = {"rates": [0.1, 0.2], "tuned_on": seed}
+    study = Study.read(written(tmp_path / "s.yaml", recipe, arms={"a": {}, "b": {}}, **more))
+    runner = Pretended(RunRecord.read(trained_run), LOSSES, study, tmp_path / "work", tmp_path / "out", 1)
+    arms = runner.compared()
+    assert [run.arm["train"]["lr"] for run in arms["a"][None].runs] == [0.2, 0.2]
+    assert [run.arm["train"]["lr"] for run in arms["b"][None].runs] == [0.1, 0.1]
+    assert runner.trained[:4] == [(arm, seed, rate) for arm in "ab" for rate in (0.1, 0.2)]
+    assert runner.trained[4:] == [(arm, of, rate) for of in (1, 2) for arm, rate in (("a", 0.2), ("b", 0.1))]
+
+
+def test_an_arm_that_diverges_at_every_rate_is_named(recipe, trained_run, tmp_path):
+    study = Study.read(written(tmp_path / "s.yaml", recipe, arms={"b": {}}, rates=[0.2]))
+    runner = Pretended(RunRecord.read(trained_run), LOSSES, study, tmp_path / "work", tmp_path / "out", 1)
+    with pytest.raises(UserError, match="b: diverged at every rate; try lower ones"):
+        runner.all()
+
+
+@pytest.mark.slow
+def test_several_budgets_side_by_side_with_an_arm_that_grows(recipe, tmp_path):
+    arms = {"scratch": {"model": {"n_layer": 2}}, "grown": {**GROWS, "growth": {**GROWS["growth"], "watch_every": 0}}}
+    more = {"flops": [2e9, 3e9], "further": {"scratch": [5e9]}, "seeds": [1]}
+    study = written(tmp_path / "growing.yaml", recipe, arms=arms, **more)
+    said = python(*("launch/study.py", study, "--out", tmp_path / "out", "--work", tmp_path / "work", "--jobs", 2))
+    assert "5 of 5 runs" in said and "How much sooner than scratch, at equal final loss" in said
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    spent = {name: runs[0]["flops"] for name, runs in results.items()}
+    budgets = {"scratch": 3e9, "grown": 3e9, "scratch at 2e+09 FLOPs": 2e9, "grown at 2e+09 FLOPs": 2e9}
+    budgets["scratch at 5e+09 FLOPs"] = 5e9
+    assert spent == pytest.approx(budgets, rel=0.1)  # in whole steps, with the probes of growth
+    assert len(results["grown"][0]["growth"]) == 2 and results["scratch"][0]["decode_ms"] > 0
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_ends_its_runs_and_goes_on(recipe, tmp_path):
+    study = written(tmp_path / "long.yaml", recipe, arms={"a": {}}, seeds=[1])
+    study.write_text(study.read_text().replace("steps: 4", "steps: 100000"))
+    process = start([sys.executable, "launch/study.py", study, "--out", tmp_path / "out", "--work", tmp_path / "work"])
+    records = tmp_path / "work" / "a_seed1" / "metrics.jsonl"
+    for _ in range(600):
+        if records.exists() and '"train"' in records.read_text():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
+    assert not subprocess.run(["pgrep", "-f", str(tmp_path / "work")], capture_output=True).stdout
+    assert list((tmp_path / "work" / "a_seed1" / "checkpoints").glob("step_*"))
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_named_with_its_log(recipe, tmp_path):
+    study = Study.read(written(tmp_path / "s.yaml", recipe, arms={"a": {"data": {"path": str(tmp_path / "absent")}}}))
+    runner = Runner(study, tmp_path / "work", tmp_path / "out", 1)
+    with pytest.raises(UserError, match=r"a_seed1: training ended with exit code 2, see .*a_seed1\.log") as failed:
+        runner.all()
+    assert "no such folder" in str(failed.value)
