@@ -164,6 +164,18 @@ def zero_init(model: GrowableConfig, factor: int, *, levels: Levels = None) -> G
     )
 
 
+@operator("random", preserves_function=False, takes_adapters=False)
+def random(model: GrowableConfig, factor: int, *, levels: Levels = None) -> Growth:
+    """Behind each block `factor` − 1 new ones, as at the beginning of a run: what copies are held against (2405.15319).
+
+    levels: only blocks of these levels get new ones behind them, counted from 0, the outermost; null: all blocks
+    """
+    sources = _neighbours(model, factor, levels)
+    new = set(_copies(sources))
+    grown = deepened(model, sources)
+    return replace(grown, sources=tuple(None if block in new else source for block, source in enumerate(sources)))
+
+
 @operator("dropin", preserves_function=True)
 def dropin(
     model: GrowableConfig,

@@ -35,6 +35,8 @@ CASES = [
     ("middle", {"group": 3}, {}, 2, (A, B, C, A, B, C), 1),
     ("zero_init", {}, {}, 2, (A, A, B, B, C, C), 1),
     ("zero_init", {}, {"n_layer": 4, "uses": 2}, 3, (A, A, A, B, B, B), 2),
+    ("random", {}, {}, 2, (A, None, B, None, C, None), 1),
+    ("random", {"levels": [1]}, LEVELS, 3, (A, B, None, None, C, D, E, None, None, F), None),
     ("dropin", {}, {}, 2, (A, A, B, B, C, C), 1),
     ("dropin", {"kind": "channel", "steps": 4, "seed": 3}, {"n_layer": 2}, 3, (A, A, A, B, B, B), 1),
     ("mixture", {}, {}, 2, (A, A, B, B, C, C), 1),
@@ -96,7 +98,8 @@ def test_blocks_come_from_where_the_operator_says(name, options, structure, fact
     assert growth.sources == sources
     assert getattr(growth.model, "uses", None) == uses
     assert growth.model.n_layer == len(growth.model.executed)
-    assert growth.model.block_places == tuple(before.block_places[source] for source in sources)
+    behind = [next(s for s in reversed(sources[: block + 1]) if s is not None) for block in range(len(sources))]
+    assert growth.model.block_places == tuple(before.block_places[source] for source in behind)
 
 
 @each_operator
@@ -112,7 +115,7 @@ def test_every_tensor_is_what_its_rule_makes_of_the_source(name, options, struct
                 assert not parameter.any()
         for block, source in enumerate(sources):
             norm = target.blocks[block].norm_1.weight
-            assert norm.equal(model.blocks[source].norm_1.weight)
+            assert norm.equal(torch.ones_like(norm) if source is None else model.blocks[source].norm_1.weight)
 
 
 @each_operator

@@ -30,6 +30,7 @@ OPERATORS = {
     "stack": [],
     "middle": [],
     "zero_init": [],
+    "random": ["growth.preset=no_diverge"],
     "dropin": ["growth.operator={name: dropin, steps: 4}"],
     "dropin_channel": ["growth.operator={name: dropin, steps: 4, kind: channel}"],
     "mixture": ["growth.preset=no_diverge"],
