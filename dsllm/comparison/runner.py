@@ -71,7 +71,7 @@ class Runner:
         """The runs of all arms, seeds and budgets, at the best of the rates."""
         study = self.study
         self._prepare()
-        flops = study.shared_budget
+        flops = study.tuning_budget
         tries = [self._wanted(arm, study.tuning_seed, rate, flops) for arm in study.arms for rate in study.rates]
         tried = [*zip(tries, self._side_by_side(self._tried, tries), strict=True)]
         best = {arm: _best([(wanted, record) for wanted, record in tried if wanted.arm == arm]) for arm in study.arms}
@@ -106,7 +106,7 @@ class Runner:
                 process.terminate()
 
     def _wanted(self, arm: str, seed: int, rate: float | None, flops: float | None) -> Wanted:
-        name = arm if len({*self.study.budgets(arm), self.study.shared_budget}) == 1 else f"{arm}_{flops:g}flops"
+        name = arm if flops is None else f"{arm}_{flops:g}flops"
         name = f"{name}_seed{seed}" if rate is None else f"{name}_lr{rate:g}_seed{seed}"
         return Wanted(arm, seed, rate, flops, name)
 
@@ -188,7 +188,8 @@ class Runner:
         study, known = self.study, len(list(self.records.glob("*.json")))
         whole = len(study.seeds) * sum(len(study.budgets(arm)) for arm in study.arms)
         tries = len(study.arms) * len(study.rates)
-        whole += tries - (len(study.arms) if tries and study.tuning_seed in study.seeds else 0)
+        again = study.tuning_seed in study.seeds and study.tuning_budget in study.budgets(next(iter(study.arms)))
+        whole += tries - (len(study.arms) if tries and again else 0)
         seconds = (time.monotonic() - self._begun) / self._made * max(0, whole - known)
         return f"{min(known, whole)} of {whole} runs, about {seconds / 60:.0f} min left"
 

@@ -6,6 +6,7 @@
     seeds: [1, 2, 3]
     rates: [2.0e-3, 4.0e-3]                     optional: tried with the seed `tuned_on`, the best on val serves all
     tuned_on: 0                                 optional: by default the first of the seeds
+    tuned_at: 1.0e+13                           optional: by default the largest budget that all arms have
     flops: [1.0e+13, 2.0e+13]                   optional: training FLOPs of each run, in place of train.steps
     further: {gpt2: [4.0e+13]}                  optional: budgets that some arms have besides
     arms:
@@ -14,8 +15,8 @@
       grown: {model: {name: progressive, n_layer: 3}, growth: {preset: no_diverge}}
 
 `{seed}` in data.path and in `prepare` is the seed of a run: then each seed has data of its own, the same for all arms.
-At several budgets the rates are tried at the largest that all arms have. With `flops` an arm that grows gets the steps
-for which all its stages together spend them, so its policy must be one that knows beforehand when it grows.
+With `flops` an arm that grows gets the steps for which all its stages together spend them, so its policy must be one
+that knows beforehand when it grows.
 """
 
 from pathlib import Path
@@ -49,6 +50,8 @@ class Study(Section):
     """Learning rates to try; none: train.lr."""
     tuned_on: NonNegativeInt | None = None
     """The seed that tries them; None: the first."""
+    tuned_at: PositiveFloat | None = None
+    """The budget at which they are tried; None: the largest that all arms have."""
     flops: PositiveFloat | list[PositiveFloat] | None = None
     """Training FLOPs of each run, or several budgets; None: train.steps."""
     further: dict[str, list[PositiveFloat]] = Field(default_factory=dict)
@@ -68,6 +71,10 @@ class Study(Section):
     @property
     def _flops(self) -> list[float]:
         return self.flops if isinstance(self.flops, list) else [] if self.flops is None else [self.flops]
+
+    @property
+    def tuning_budget(self) -> float | None:
+        return self.tuned_at or self.shared_budget
 
     @property
     def tuning_seed(self) -> int:
@@ -91,6 +98,8 @@ class Study(Section):
                 problems.append(f"further.{arm}: no such arm; the arms are {', '.join(study.arms)}")
         if study.further and study.flops is None:
             problems.append("further: budgets besides none; give flops, which all arms have")
+        if study.tuned_at is not None and study.flops is None:
+            problems.append("tuned_at: a budget, but the runs have none; give flops, or leave it out")
         for arm in study.arms:
             if not arm.replace("-", "").replace("_", "").replace(".", "").isalnum():
                 problems.append(f"arms.{arm}: a name of letters, digits, '-', '_' and '.' is needed")

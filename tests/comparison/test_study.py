@@ -43,6 +43,7 @@ def test_some_arms_have_further_budgets_than_all_share(recipe, tmp_path):
     arms, further = {"a": {}, "b": {}}, {"a": [4e9, 1e9]}
     study = Study.read(written(tmp_path / "s.yaml", recipe, arms=arms, flops=[2e9, 1e9], further=further))
     assert (study.budgets("a"), study.budgets("b"), study.shared_budget) == ([1e9, 2e9, 4e9], [1e9, 2e9], 2e9)
+    assert study.tuning_budget == 2e9 and study.model_copy(update={"tuned_at": 1e9}).tuning_budget == 1e9
 
 
 def test_a_seed_may_have_data_of_its_own(recipe, tmp_path):
@@ -68,6 +69,7 @@ def test_a_seed_may_have_data_of_its_own(recipe, tmp_path):
         ({"arms": {"a": {}}, "flops": []}, "flops: no budget"),
         ({"arms": {"a": {}}, "flops": 1e9, "further": {"b": [2e9]}}, "further.b: no such arm; the arms are a"),
         ({"arms": {"a": {}}, "further": {"a": [2e9]}}, "further: budgets besides none"),
+        ({"arms": {"a": {}}, "tuned_at": 2e9}, "tuned_at: a budget, but the runs have none"),
     ],
 )
 def test_a_wrong_study_is_told_before_anything_is_trained(values, words, recipe, tmp_path):
