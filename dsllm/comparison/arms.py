@@ -50,21 +50,18 @@ class Arm:
         values = self.values(of)
         return statistics.stdev(values) if len(values) > 1 else None
 
-    def curve(self) -> list[tuple[Point, float | None]]:
-        """Mean validation losses of its runs where all have one, and the deviation over seeds."""
-        by_tokens = [{point.tokens: point for point in run.validation} for run in self.runs]
+    def curve(self, of: Callable[[Point], float | None]) -> list[tuple[Point, float, float | None]]:
+        """A figure of evaluations in training, where all runs have it: what had been spent, the mean, the deviation."""
+        by_tokens = [{p.tokens: p for p in run.validation if of(p) is not None} for run in self.runs]
         shared = sorted(set.intersection(*(set(points) for points in by_tokens)))
         found = []
         for tokens in shared:
-            points = [of[tokens] for of in by_tokens]
-            losses = [point.loss for point in points]
-            mean = Point(
-                tokens=tokens,
-                flops=statistics.fmean(point.flops for point in points),
-                seconds=statistics.fmean(point.seconds for point in points),
-                loss=statistics.fmean(losses),
+            points = [points[tokens] for points in by_tokens]
+            values = [value for value in map(of, points) if value is not None]
+            mean = points[0].model_copy(
+                update={cost: statistics.fmean(getattr(p, cost) for p in points) for cost in ("flops", "seconds")}
             )
-            found.append((mean, statistics.stdev(losses) if len(losses) > 1 else None))
+            found.append((mean, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None))
         return found
 
 

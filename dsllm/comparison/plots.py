@@ -27,9 +27,13 @@ def plots_of(arms: Sequence[Arm]) -> dict[str, tuple[str, bytes]]:
     several = any(len(arm.runs) > 1 for arm in arms)
     bands = ", mean over seeds, bands of one standard deviation" if several else ""
     for axis, (words, _) in AXES.items():
-        if any(len(arm.curve()) > 1 for arm in arms):
+        if any(len(arm.curve(_loss)) > 1 for arm in arms):
             caption = f"Validation loss against {words}{bands}; the untrained model is left out{marked}."
-            found[f"loss_by_{axis}"] = caption, _loss(arms, axis)
+            found[f"loss_by_{axis}"] = caption, _curves(arms, axis, _loss, "validation loss, nats per target")
+    for axis in ("tokens", "flops"):
+        if any(len(arm.curve(_area)) > 1 for arm in arms):
+            caption = f"Mean accuracy over chain lengths, on val, against {AXES[axis][0]}{bands}{marked}."
+            found[f"accuracy_by_{axis}"] = caption, _curves(arms, axis, _area, "mean accuracy over chain lengths")
     if any(arm.first.accuracy for arm in arms):
         caption = "Accuracy by the length of the chain of reasoning, on test; bars: one standard deviation over seeds."
         found["accuracy_by_chain"] = caption, _accuracy(arms)
@@ -100,22 +104,29 @@ def _style(number: int) -> dict[str, Any]:
     }
 
 
-def _loss(arms: Sequence[Arm], axis: str) -> bytes:
+def _loss(point: Point) -> float:
+    return point.loss
+
+
+def _area(point: Point) -> float | None:
+    return point.area
+
+
+def _curves(arms: Sequence[Arm], axis: str, figure_of: Callable[[Point], float | None], said: str) -> bytes:
     words, of = AXES[axis]
     figure, axes = _figure()
     for number, arm in enumerate(arms):
-        curve = arm.curve()
         # What is before any training says nothing of the arms, and makes the rest small.
-        curve = [(point, spread) for point, spread in curve if point.tokens > 0]
-        x, y = [of(point) for point, _ in curve], np.array([point.loss for point, _ in curve])
+        curve = [(point, mean, spread) for point, mean, spread in arm.curve(figure_of) if point.tokens > 0]
+        x, y = [of(point) for point, _, _ in curve], np.array([mean for _, mean, _ in curve])
         axes.plot(x, y, label=_label(arm), markevery=max(1, len(x) // 12), **_style(number))
-        if all(spread is not None for _, spread in curve):
-            band = np.array([spread or 0.0 for _, spread in curve])
+        if all(spread is not None for _, _, spread in curve):
+            band = np.array([spread or 0.0 for _, _, spread in curve])
             axes.fill_between(x, y - band, y + band, color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0)
         for event in arm.first.growth:
             if event.operator != "merge":
                 axes.axvline(getattr(event, axis), color=COLOURS[number % len(COLOURS)], linestyle=":", linewidth=1)
-    return _finished(figure, axes, words, "validation loss, nats per token")
+    return _finished(figure, axes, words, said)
 
 
 def _accuracy(arms: Sequence[Arm]) -> bytes:

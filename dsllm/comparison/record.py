@@ -48,6 +48,8 @@ class Point(_Part):
     seconds: float
     """Of training steps alone."""
     loss: float
+    area: float | None = None
+    """Of problems: mean accuracy over chain lengths."""
 
 
 class Growth(_Part):
@@ -221,7 +223,7 @@ def _of_run(run: Path) -> RunRecord:
         ),
         accuracy=test.get("accuracy", {}),
         asked=test.get("asked", {}),
-        validation=[Point(**spent(record), loss=record["loss"]) for record in validation],
+        validation=[Point(**spent(record), loss=record["loss"], area=record.get("area")) for record in validation],
         growth=[
             Growth(**spent(record), operator=record["operator"]) for record in records if record["kind"] == "growth"
         ],
