@@ -72,7 +72,7 @@ class LoRAConfig(Section):
 
 
 class CurriculumConfig(Section):
-    """Of problems: the longest chain that is asked for grows with the training FLOPs spent, in a straight line."""
+    """Of problems: their chains lengthen with the training FLOPs spent, in a straight line."""
 
     start: PositiveInt = 2
     """At first."""
@@ -96,13 +96,15 @@ class DataConfig(Section):
     mask_documents: bool = False
     """Keep attention within each document of a packed sample."""
     curriculum: CurriculumConfig | None = None
-    """Of problems (`python -m data_prep reasoning`): short chains first; null: all from the beginning."""
+    """Of problems (`python -m data_prep reasoning`): short chains first; null: all in any order."""
 
     @property
     def paths(self) -> list[str]:
         return [self.path] if isinstance(self.path, str) else self.path
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        if self.curriculum is not None and not self.mask_documents:
+            yield "mask_documents", "a curriculum puts several problems into a sample, to be kept apart; take true"
         if not self.paths or not all(self.paths):
             yield "path", "name a folder written by `python -m data_prep tokenize`"
         if self.weights is not None and len(self.weights) != len(self.paths):

@@ -11,7 +11,7 @@ A run's place in its data is therefore one integer, and a run may go on with oth
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
@@ -34,27 +34,10 @@ class Batch:
     """Shape (micro_batches, B, T): tokens of different ids must not attend to each other; None without masking."""
     labels: npt.NDArray[np.int64] | None = None
     """Shape (micro_batches, B, T), -100 for nothing; None where the next token is to be predicted."""
-    lengths: npt.NDArray[np.int64] | None = None
-    """Shape (micro_batches, B, T), with labels: the length of the chain that a label answers for, else 0."""
-    asked: npt.NDArray[np.int64] | None = None
-    """Shape (longest + 1,), with labels: those of the global batch, other ranks' included, by the chain's length."""
-    passes: int = 1
-    """Micro batches of all ranks together."""
 
-    @property
-    def weights(self) -> npt.NDArray[np.float64] | None:
-        """By which the mean loss of each micro batch is multiplied, shape (micro_batches,), so that the mean over micro
-        batches and ranks is that over all labels of the global batch; None without labels."""
-        if self.labels is None or self.asked is None:
-            return None
-        return (self.labels != NO_TARGET).sum((1, 2)) * self.passes / max(int(self.asked.sum()), 1)
-
-    def upto(self, longest: int) -> "Batch":
-        """Without the labels of longer chains."""
-        if self.labels is None or self.lengths is None or self.asked is None:
-            return self
-        labels = np.where(self.lengths <= longest, self.labels, NO_TARGET)
-        return replace(self, labels=labels, asked=self.asked[: longest + 1])
+    weights: npt.NDArray[np.float64] | None = None
+    """Shape (micro_batches,), with labels: by which the mean loss of each is multiplied, so that the mean over micro
+    batches and ranks is that over all labels of the global batch."""
 
     @property
     def targets(self) -> npt.NDArray[np.int64]:
@@ -139,35 +122,19 @@ class BatchLoader:
         indices = self.source.indices_at(numbers, seed=self.seed)
         shape = (self.micro_batches, self.micro_batch_size, -1)
         tokens = np.stack([self.source.sample(int(i)) for i in indices]).reshape(shape)
-        ids = None
+        ids = labels = None
         if self.mask_documents:
             ids = np.stack([self.source.document_ids(int(i)) for i in indices]).reshape(shape)
-        if not self.source.labelled:
-            return Batch(tokens, ids)
-        labels, lengths = (
-            part.reshape(shape) for part in map(np.stack, zip(*(self._labels(int(i)) for i in indices), strict=True))
-        )
-        return Batch(tokens, ids, labels, lengths, self._asked(consumed_samples), self.micro_batches * self.world_size)
+        if self.source.labelled:
+            labels = np.stack([self.source.labels(int(i))[0] for i in indices]).reshape(shape)
+        return Batch(tokens, ids, labels, None if labels is None else self._weights(labels, consumed_samples))
 
-    def _labels(self, i: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        labels, depths = self.source.labels(i)
-        return labels, chain_lengths(labels, depths)
-
-    def _asked(self, consumed_samples: int) -> npt.NDArray[np.int64]:
-        """Labels of the global batch by the length of their chain, of other ranks too."""
+    def _weights(self, labels: npt.NDArray[np.int64], consumed_samples: int) -> npt.NDArray[np.float64]:
+        """Of each micro batch, by the labels that it has of those of the global batch, other ranks' included."""
         numbers = np.arange(consumed_samples, consumed_samples + self.global_batch_size)
-        everyones = [self._labels(int(i)) for i in self.source.indices_at(numbers, seed=self.seed)]
-        return np.bincount(np.concatenate([lengths[labels != NO_TARGET] for labels, lengths in everyones]))
-
-
-def chain_lengths(labels: npt.NDArray[np.int64], depths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Of each label the length of the chain that it answers for, else 0; all (T,).
-
-    `depths` has it where an answer ends; the labels before, back to the answer before, are part of it.
-    """
-    ends = np.where(depths > 0, np.arange(len(depths)), len(depths))
-    following = np.minimum.accumulate(ends[::-1])[::-1]  # where the answer ends that a position is part of
-    return np.where(labels != NO_TARGET, np.append(depths, 0)[following], 0)
+        everyones = (self.source.labels(int(i))[0] for i in self.source.indices_at(numbers, seed=self.seed))
+        total = sum(int((of != NO_TARGET).sum()) for of in everyones)
+        return (labels != NO_TARGET).sum((1, 2)) * self.micro_batches * self.world_size / max(total, 1)
 
 
 class Prefetcher:

@@ -7,6 +7,7 @@
 A problem that were cut anywhere could not be solved, so none is: the context must hold the longest.
 """
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ class ProblemDataset:
         opened = open_split(self.path, split, tokenizer)
         assert opened.tokenizer is not None
         self.tokenizer: TokenizerInfo | None = opened.tokenizer
-        self._symbols, self._end_of_text = opened.tokenizer.size, opened.tokenizer.end_of_text
+        self._symbols, self.end_of_text = opened.tokenizer.size, opened.tokenizer.end_of_text
         self._tokens = [shard for shard in opened.shards if isinstance(shard, IndexedPair)]
         self._labels, self._depths = ([self._beside(pair, name) for pair in self._tokens] for name in (LABELS, DEPTHS))
         self._starts = np.cumsum([0, *(pair.documents for pair in self._tokens)])
@@ -76,7 +77,7 @@ class ProblemDataset:
 
     def sample(self, i: int) -> npt.NDArray[np.int64]:
         """The tokens of problem `i`, padded with end-of-text, shape (context + 1,)."""
-        return self._row(self._tokens, i, self.context + 1, self._end_of_text)
+        return self._row(self._tokens, i, self.context + 1, self.end_of_text)
 
     def labels(self, i: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """What is to be said at each token of problem `i`, and the chain's length up to there; shapes (context,)."""
@@ -96,6 +97,16 @@ class ProblemDataset:
     def indices_at(self, numbers: npt.NDArray[np.int64], *, seed: int) -> npt.NDArray[np.int64]:
         """The problems at these positions of a run: each epoch is a permutation of its own; shapes (any,)."""
         return samples_at(numbers % len(self), n=len(self), seed=seed, epoch=numbers // len(self))
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """The longest chain of each problem, shape (problems,)."""
+        found = [np.maximum.reduceat(pair.tokens, np.cumsum([0, *pair.sizes[:-1]])) for pair in self._depths]
+        return np.concatenate(found).astype(np.int64)
+
+    def size(self, i: int) -> int:
+        """Tokens of problem `i`, without end-of-text."""
+        return self._document(self._tokens, i).size - 1
 
     def _document(self, pairs: list[IndexedPair], i: int) -> npt.NDArray[np.integer]:
         if not 0 <= i < len(self):

@@ -10,6 +10,7 @@ import torch
 from dsllm.config import RunConfig
 from dsllm.data.batches import Batch, BatchLoader, Prefetcher
 from dsllm.data.blend import Blend
+from dsllm.data.curriculum import check_lengths
 from dsllm.data.dataset import SampleSource, TokenDataset
 from dsllm.data.manifest import MANIFEST_NAME, Manifest
 from dsllm.data.problems import open_samples
@@ -104,13 +105,14 @@ def open_loader(config: RunConfig, source: SampleSource, rank: int, world_size: 
 def open_splits(config: RunConfig) -> dict[str, SampleSource]:
     """The splits that the run reads: train, and val and test where it evaluates on them."""
     wanted = {"train": True, "val": config.train.eval_every > 0, "test": config.train.test_samples != 0}
-    return {split: open_split(config, split) for split, needed in wanted.items() if needed}
+    splits = {split: open_split(config, split) for split, needed in wanted.items() if needed}
+    if config.data.curriculum is not None:
+        check_lengths(config.data.curriculum, splits["train"])
+    return splits
 
 
 def open_split(config: RunConfig, split: str) -> SampleSource:
     """One split of the run's data folder, or the blend of it from several."""
     data = config.data
     folders = [open_samples(Path(path), split, config.model.context) for path in data.paths]
-    if data.curriculum is not None and not all(folder.labelled for folder in folders):
-        raise DataError(f"data.curriculum: {data.paths[0]} holds no problems with chains; leave it out")
     return folders[0] if len(folders) == 1 else Blend(folders, data.weights or [1.0] * len(folders))

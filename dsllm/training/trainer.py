@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from dsllm.config import ModelConfig, RunConfig
-from dsllm.data.batches import Batch, evaluation_batches
-from dsllm.data.curriculum import longest_chain
+from dsllm.data.batches import Batch, Prefetcher, evaluation_batches
+from dsllm.data.curriculum import PackedProblems, chain_length
 from dsllm.data.dataset import SampleSource
 from dsllm.errors import CheckpointError, Stopped
 from dsllm.models import skeleton
@@ -198,7 +198,7 @@ class BaseTrainer:
         launcher or a scheduler waits.
         """
         begun = time.perf_counter()
-        batch = self.asked_for(self.loader.batch(self.progress.consumed_samples))
+        batch = self.batches().batch(self.progress.consumed_samples)
         waited = time.perf_counter() - begun
         lr = self.lr()
         set_lr(self.engine, lr)
@@ -275,10 +275,19 @@ class BaseTrainer:
 
     # The parts.
 
-    def asked_for(self, batch: Batch) -> Batch:
-        """The batch, with the labels that a curriculum asks for by now."""
+    def batches(self) -> Prefetcher:
+        """What gives the batches by now: a curriculum goes over to longer chains."""
         curriculum = self.config.data.curriculum
-        return batch if curriculum is None else batch.upto(longest_chain(curriculum, self.progress.flops))
+        if curriculum is not None:
+            length = chain_length(curriculum, self.progress.flops)
+            if length != self._chain_length:
+                self._chain_length = length
+                self.loader.close()
+                problems = PackedProblems(self.splits["train"], length)
+                self.loader = open_loader(self.config, problems, self.world.rank, self.world.size)
+        return self.loader
+
+    _chain_length: int | None = None
 
     def _materialise(self, ds_config: dict[str, Any], groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Give the model its weights: those of the checkpoint, or initial ones.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -118,6 +119,31 @@ monitor: {{log_every: 40}}
     assert set(facts["reasoning"]["beyond"]["accuracy"]) == {"1", "2", "3", "4", "5", "6"}
     assert facts["chance"]["6"] == pytest.approx(1 / 3)
     assert "test: H90" in said and "beyond: H90" in said and "0.333" in said
+
+
+@pytest.mark.slow
+def test_a_curriculum_lengthens_chains_by_flops_and_a_resumed_run_goes_on_in_the_same_place(folder, tmp_path):
+    recipe = tmp_path / "lengthening.yaml"
+    recipe.write_text(
+        f"""
+run_dir: runs/lengthening
+model: {{name: gpt2, n_layer: 1, n_head: 2, n_embd: 16, context: 12, vocab_size: 64}}
+data: {{path: {folder}, mask_documents: true, curriculum: {{start: 1, end: 4, flops: 5.0e+7}}}}
+train: {{steps: 12, micro_batch_size: 8, global_batch_size: 16, lr: 3.0e-3, precision: fp32, eval_every: 0,
+        test_samples: 40, checkpoint_every: 5}}
+monitor: {{log_every: 1}}
+"""
+    )
+    train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "halves", ranks=2, train__micro_batch_size=4)
+    shutil.rmtree(tmp_path / "halves" / "checkpoints" / "step_00000012")
+    train(recipe, tmp_path / "halves", train__micro_batch_size=16)
+    whole, halves = (read_metrics(tmp_path / name) for name in ("whole", "halves"))
+    losses = [[r["loss"] for r in records if r["kind"] == "train"] for records in (whole, halves)]
+    assert len(losses[0]) == 12 and losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+    refused = train(recipe, tmp_path / "halves", expect=2, data__curriculum="{start: 1, end: 3, flops: 5.0e+7}")
+    assert "curriculum" in refused and "Traceback" not in refused
 
 
 def test_text_has_no_chains_to_be_asked_for(trained_run):
