@@ -14,21 +14,24 @@
       windowed: {model: {positions: rotary, window: 64}}
       grown: {model: {name: progressive, n_layer: 3}, growth: {preset: no_diverge}}
 
+An arm that names another model has those of the base's keys that this model knows.
 `{seed}` in data.path and in `prepare` is the seed of a run: then each seed has data of its own, the same for all arms.
 With `flops` an arm that grows gets the steps for which all its stages together spend them, so its policy must be one
 that knows beforehand when it grows.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
-from dsllm.config import RunConfig, read_yaml
+from dsllm.config import ModelConfig, RunConfig, read_yaml
 from dsllm.errors import ConfigError
 from dsllm.growth.forecast import steps_for
 from dsllm.growth.plan import as_growable
 from dsllm.models import skeleton
+from dsllm.registry import MODELS
 from dsllm.section import Section, raise_problems, validate
 from dsllm.training.sources import resolve_vocabulary
 
@@ -124,10 +127,20 @@ class Study(Section):
 
     def _values(self, arm: str) -> dict[str, Any]:
         values = read_yaml(self.base)
+        base_model = _model_name(values)
         for changes in (self.set, self.arms[arm]):
             for section, keys in changes.items():
                 values[section] = {**(values.get(section) or {}), **keys}
+        model = _model_name(values)
+        if model != base_model and model in MODELS.names():
+            own = {"name", *MODELS[model].Config.model_fields, *self.arms[arm].get("model", {})}
+            values["model"] = {key: value for key, value in values["model"].items() if key in own}
         return values
+
+
+def _model_name(values: Mapping[str, Any]) -> str:
+    model = values.get("model")
+    return str(model.get("name", ModelConfig().name)) if isinstance(model, dict) else ModelConfig().name
 
 
 def with_steps(config: RunConfig, flops: float | None) -> RunConfig:

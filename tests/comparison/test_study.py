@@ -39,6 +39,17 @@ def test_without_flops_a_run_has_its_own_steps(recipe, tmp_path):
     assert study.budgets("a") == [None] and with_steps(study.config("a", 1, None, tmp_path), None).train.steps == 4
 
 
+def test_an_arm_of_another_model_has_the_keys_that_this_model_knows(recipe, tmp_path):
+    conv = {"name": "conv_attention", "strides": [2], "widths": [8, 16], "encoder": [0], "decoder": [0], "middle": 1}
+    arms = {"conv": {"model": {**conv, "n_layer": 3}}}
+    base = {"set": {"model": {"positions": "learned", "n_head": 4}}}
+    model = Study.read(written(tmp_path / "s.yaml", recipe, arms=arms, **base)).config("conv", 1, None, tmp_path).model
+    assert (model.n_head, model.context, model.widths) == (4, 32, (8, 16))
+    wrong = {"conv": {"model": {**conv, "n_layer": 3, "positions": "learned"}}}
+    with pytest.raises(ConfigError, match=r"arms\.conv: model\.positions: no such key"):
+        Study.read(written(tmp_path / "t.yaml", recipe, arms=wrong))
+
+
 def test_some_arms_have_further_budgets_than_all_share(recipe, tmp_path):
     arms, further = {"a": {}, "b": {}}, {"a": [4e9, 1e9]}
     study = Study.read(written(tmp_path / "s.yaml", recipe, arms=arms, flops=[2e9, 1e9], further=further))
