@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dsllm.comparison.arms import arms_of
 from dsllm.comparison.inference import measure_inference
+from dsllm.comparison.phases import measure_phases
 from dsllm.comparison.plots import plots_of
 from dsllm.comparison.record import RunRecord
 from dsllm.comparison.report import Report, notes, table, write_report
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for report.html, report.md and results.json")
     parser.add_argument("--title", default="Comparison of runs")
     parser.add_argument("--records", type=Path, help="folder for a small file of each run, to compare without the runs")
-    parser.add_argument("--no_inference", action="store_true", help="do not measure prefill and decoding")
+    parser.add_argument("--no_inference", action="store_true", help="do not measure prefill, decoding, phases")
     arguments = parser.parse_args()
     with user_errors_exit():
         if arguments.out.exists() and not arguments.out.is_dir():
@@ -33,11 +34,9 @@ def main() -> None:
         if not arguments.no_inference:
             folders = dict(zip(map(id, records), arguments.runs, strict=True))
             firsts = [arm.first for arm in arms_of(records)]
-            found = measure_inference({str(id(of)): folders[id(of)] for of in firsts if folders[id(of)].is_dir()})
-            records = [
-                record.with_inference(*found[str(id(record))]) if str(id(record)) in found else record
-                for record in records
-            ]
+            there = {str(id(of)): folders[id(of)] for of in firsts if folders[id(of)].is_dir()}
+            times, phases = measure_inference(there), measure_phases(there)
+            records = [_measured(record, times, phases) for record in records]
         arms = arms_of(records)
         write_report(arguments.out, Report(arguments.title, arms, plots_of(arms)))
         if arguments.records is not None:
@@ -45,6 +44,13 @@ def main() -> None:
     _show(table(arms))
     print("\n".join(notes(arms)))
     print(f"{arguments.out / 'report.html'}")
+
+
+def _measured(record: RunRecord, times: dict[str, tuple[float, float]], phases: dict[str, list[float]]) -> RunRecord:
+    key = str(id(record))
+    if key in phases:
+        record = record.model_copy(update={"phase_losses": phases[key]})
+    return record.with_inference(*times[key]) if key in times else record
 
 
 def _keep(records: list[RunRecord], folder: Path) -> None:

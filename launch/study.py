@@ -2,8 +2,8 @@
 
 python launch/study.py STUDY.yaml ... --out results/NAME [--work runs/NAME] [--ranks 1] [--jobs 1]
 
-What a study file holds stands in dsllm/comparison/study.py. Of several studies each has a folder of its own in --out and
---work. The same command goes on where it was stopped.
+What a study file holds stands in dsllm/comparison/study.py. Of several studies each has a folder of its own in --out
+and in --work. The same command goes on where it was stopped.
 """
 
 import argparse

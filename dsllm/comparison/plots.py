@@ -39,6 +39,9 @@ def plots_of(arms: Sequence[Arm]) -> dict[str, tuple[str, bytes]]:
         found["accuracy_by_chain"] = caption, _accuracy(arms)
         caption = "Mean accuracy over chain lengths against loss, a point for each run."
         found["accuracy_by_loss"] = caption, _accuracy_and_loss(arms)
+    if any(_phases(arm) for arm in arms):
+        caption = "Loss by the place in the longest windows that any model merges, on test, the first seed of each."
+        found["loss_by_phase"] = caption, _loss_by_phase(arms)
     for number, arm in enumerate(arms):
         if len(arm.first.divergence) > 1:
             scale = "0: alike, √2: unrelated; white: no copies of one block"
@@ -157,6 +160,18 @@ def _accuracy_and_loss(arms: Sequence[Arm]) -> bytes:
             )
     axes.set_ylim(0, 1.02)
     return _finished(figure, axes, "test loss, nats per label", "mean accuracy over chain lengths")
+
+
+def _phases(arm: Arm) -> list[float]:
+    return next((run.phase_losses for run in arm.runs if run.phase_losses), [])
+
+
+def _loss_by_phase(arms: Sequence[Arm]) -> bytes:
+    figure, axes = _figure()
+    for number, arm in enumerate(arms):
+        if losses := _phases(arm):
+            axes.plot(range(len(losses)), losses, label=_label(arm), **_style(number))
+    return _finished(figure, axes, "position in the sample, modulo the window", "test loss, nats per token")
 
 
 def _divergence(arm: Arm) -> bytes:

@@ -117,6 +117,8 @@ class RunRecord(_Part):
     """Per token, the median."""
     inference_on: str | None = None
     """The machine of both."""
+    phase_losses: list[float] = []
+    """By the place in the windows that models merge; see `dsllm.comparison.phases`."""
 
     @property
     def h90(self) -> float | None:

@@ -20,6 +20,7 @@ import yaml
 
 from dsllm.comparison.arms import Arm, arms_of
 from dsllm.comparison.inference import measure_inference
+from dsllm.comparison.phases import measure_phases
 from dsllm.comparison.record import Diverged, RunRecord, arm_of
 from dsllm.comparison.study import Study, with_steps
 from dsllm.config import RunConfig
@@ -85,8 +86,8 @@ class Runner:
         return dict(zip(runs, self._side_by_side(self._run, runs), strict=True))
 
     def compared(self) -> dict[str, dict[float | None, Arm]]:
-        """The arms by name and budget, at the budget that all share with their times in inference."""
-        made = self._with_inference(self.all())
+        """The arms by name and budget, at the budget that all share with what is measured of them."""
+        made = self._measured(self.all())
         named = {
             wanted: record.model_copy(update={"name": f"{wanted.arm}_seed{wanted.seed}"})
             for wanted, record in (_one_data(made) if self.study.data_by_seed else made).items()
@@ -193,8 +194,8 @@ class Runner:
         seconds = (time.monotonic() - self._begun) / self._made * max(0, whole - known)
         return f"{min(known, whole)} of {whole} runs, about {seconds / 60:.0f} min left"
 
-    def _with_inference(self, made: Mapping[Wanted, RunRecord]) -> dict[Wanted, RunRecord]:
-        """Each arm's first run at the shared budget with its times, if it is on this machine, all in one go."""
+    def _measured(self, made: Mapping[Wanted, RunRecord]) -> dict[Wanted, RunRecord]:
+        """Each arm's first run at the shared budget with its times and phases, if it is on this machine, in one go."""
         firsts = {
             wanted.name: wanted
             for wanted, record in made.items()
@@ -202,9 +203,11 @@ class Runner:
             and record.prefill_ms is None
             and (self.work / wanted.name / "config.yaml").exists()
         }
-        found = dict(made)
-        for name, times in measure_inference({name: self.work / name for name in firsts}).items():
+        folders = {name: self.work / name for name in firsts}
+        phases, found = measure_phases(folders), dict(made)
+        for name, times in measure_inference(folders).items():
             record = made[firsts[name]].with_inference(*times)
+            record = record.model_copy(update={"phase_losses": phases.get(name, [])})
             record.write(self.records / f"{name}.json")
             found[firsts[name]] = record
         return found

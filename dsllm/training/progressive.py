@@ -329,7 +329,7 @@ class ProgressiveTrainer(GrowingTrainer):
         self.engine.eval()
         with torch.no_grad():
             for number in sorted({batches * part // 4 for part in range(4)}) if batches else []:
-                batch = self.loader.loader.batch(number * size)
+                batch = self.loader.again(number * size)
                 for micro in self._micro_batches(batch):
                     losses.append(float(super().loss(micro)))
         if not losses:

@@ -10,7 +10,7 @@ import torch
 from dsllm.config import RunConfig
 from dsllm.data.batches import Batch, BatchLoader, Prefetcher
 from dsllm.data.blend import Blend
-from dsllm.data.curriculum import check_lengths
+from dsllm.data.curriculum import PackedProblems, chain_length, check_lengths
 from dsllm.data.dataset import SampleSource, TokenDataset
 from dsllm.data.manifest import MANIFEST_NAME, Manifest
 from dsllm.data.problems import open_samples
@@ -88,18 +88,46 @@ def sample_order(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def open_loader(config: RunConfig, source: SampleSource, rank: int, world_size: int) -> Prefetcher:
-    """The training batches of one rank, read ahead; raises `UserError` if the batch sizes do not come out whole."""
-    loader = BatchLoader(
-        source,
-        seed=config.train.seed,
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        rank=rank,
-        world_size=world_size,
-        mask_documents=config.data.mask_documents,
-    )
-    return Prefetcher(loader)
+class Batches:
+    """The training batches of one rank, read ahead; with a curriculum, of the chains that are due.
+
+    Raises `UserError` if the batch sizes do not come out whole.
+    """
+
+    def __init__(self, config: RunConfig, source: SampleSource, rank: int, world_size: int):
+        self._config, self._source, self._rank, self._world_size = config, source, rank, world_size
+        self._chains: int | None = None
+        self._ahead = self._of(source)
+
+    def batch(self, consumed_samples: int, flops: float) -> Batch:
+        """This rank's part of the global batch that follows so many samples, and so many training FLOPs."""
+        curriculum = self._config.data.curriculum
+        if curriculum is not None and self._chains != chain_length(curriculum, flops):
+            self._chains = chain_length(curriculum, flops)
+            self._ahead.close()
+            self._ahead = self._of(PackedProblems(self._source, self._chains))
+        return self._ahead.batch(consumed_samples)
+
+    def again(self, consumed_samples: int) -> Batch:
+        """A batch that was there before; of a curriculum, one with the chains of now."""
+        return self._ahead.loader.batch(consumed_samples)
+
+    def close(self) -> None:
+        """Ends reading ahead."""
+        self._ahead.close()
+
+    def _of(self, source: SampleSource) -> Prefetcher:
+        train = self._config.train
+        loader = BatchLoader(
+            source,
+            seed=train.seed,
+            global_batch_size=train.global_batch_size,
+            micro_batch_size=train.micro_batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            mask_documents=self._config.data.mask_documents,
+        )
+        return Prefetcher(loader)
 
 
 def open_splits(config: RunConfig) -> dict[str, SampleSource]:

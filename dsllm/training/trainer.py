@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 from dsllm.config import ModelConfig, RunConfig
-from dsllm.data.batches import Batch, Prefetcher, evaluation_batches
-from dsllm.data.curriculum import PackedProblems, chain_length
+from dsllm.data.batches import Batch, evaluation_batches
 from dsllm.data.dataset import SampleSource
 from dsllm.errors import CheckpointError, Stopped
 from dsllm.models import skeleton
@@ -39,7 +38,7 @@ from dsllm.training.rates import Outcome, Rates
 from dsllm.training.run_folder import check_resumable, clear_for, write_config
 from dsllm.training.schedule import Schedule
 from dsllm.training.signals import StopSignals
-from dsllm.training.sources import MicroBatch, open_loader, open_splits, resolve_vocabulary, sample_order
+from dsllm.training.sources import Batches, MicroBatch, open_splits, resolve_vocabulary, sample_order
 from dsllm.training.tensors import EngineTensors, groups_by_age, initial_values, materialise, stored_values
 from dsllm.training.world import World
 
@@ -62,7 +61,7 @@ class BaseTrainer:
         train = self.config.train
         self.run_dir = Path(config.run_dir)
         self.splits = world.together(lambda: open_splits(self.config))
-        self.loader = world.together(lambda: open_loader(self.config, self.splits["train"], world.rank, world.size))
+        self.loader = world.together(lambda: Batches(self.config, self.splits["train"], world.rank, world.size))
         self.checkpoints = Checkpoints(self.run_dir, world, train.keep_checkpoints)
         checkpoint = None if fresh else self.checkpoints.newest()
         precision = self._precision(checkpoint)
@@ -198,7 +197,7 @@ class BaseTrainer:
         launcher or a scheduler waits.
         """
         begun = time.perf_counter()
-        batch = self.batches().batch(self.progress.consumed_samples)
+        batch = self.loader.batch(self.progress.consumed_samples, self.progress.flops)
         waited = time.perf_counter() - begun
         lr = self.lr()
         set_lr(self.engine, lr)
@@ -274,20 +273,6 @@ class BaseTrainer:
         )
 
     # The parts.
-
-    def batches(self) -> Prefetcher:
-        """What gives the batches by now: a curriculum goes over to longer chains."""
-        curriculum = self.config.data.curriculum
-        if curriculum is not None:
-            length = chain_length(curriculum, self.progress.flops)
-            if length != self._chain_length:
-                self._chain_length = length
-                self.loader.close()
-                problems = PackedProblems(self.splits["train"], length)
-                self.loader = open_loader(self.config, problems, self.world.rank, self.world.size)
-        return self.loader
-
-    _chain_length: int | None = None
 
     def _materialise(self, ds_config: dict[str, Any], groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Give the model its weights: those of the checkpoint, or initial ones.

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dsllm.comparison.arms import arms_of
 from dsllm.comparison.plots import plots_of
@@ -141,6 +142,22 @@ def test_growth_events_and_distances_have_their_place(record):
     arms = arms_of([record, of_another_arm(record, "grown", growth=grown, divergence={"0-1": 0.3, "2-3": 1.2})])
     plots = plots_of(arms)
     assert "dotted: growth events" in plots["loss_by_tokens"][0] and "divergence_1" in plots
+
+
+@pytest.mark.slow
+def test_models_that_merge_tokens_are_shown_by_phase_beside_those_that_do_not(recipe, trained_run, tmp_path):
+    merging = tmp_path / "merging.yaml"
+    values = yaml.safe_load(recipe.read_text())
+    model = {"name": "conv_attention", "n_head": 2, "n_embd": 16, "context": 32, "strides": [4], "widths": [16, 32]}
+    values["model"] = {**model, "encoder": [0], "middle": 1, "decoder": [0]}
+    merging.write_text(yaml.safe_dump(values))
+    train(merging, tmp_path / "merging", train__ds_config="ds_configs/zero0.json")
+    python("launch/compare.py", trained_run, tmp_path / "merging", "--out", tmp_path / "report")
+    results = json.loads((tmp_path / "report" / "results.json").read_text())
+    for runs in results.values():
+        losses = runs[0]["phase_losses"]
+        assert len(losses) == 4 and sum(losses) / 4 == pytest.approx(runs[0]["test_loss"], rel=0.05)
+    assert (tmp_path / "report" / "loss_by_phase.png").exists()
 
 
 def test_names_are_shown_as_text_not_as_markup(record):
