@@ -25,7 +25,7 @@ from dsllm.comparison.record import Diverged, RunRecord, arm_of
 from dsllm.comparison.study import Study, with_steps
 from dsllm.config import RunConfig
 from dsllm.data.files import os_errors_named
-from dsllm.errors import UserError
+from dsllm.errors import ConfigError, UserError
 from dsllm.training.run_folder import differences
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +72,7 @@ class Runner:
         """The runs of all arms, seeds and budgets, at the best of the rates."""
         study = self.study
         self._prepare()
+        self._check()
         flops = study.tuning_budget
         tries = [self._wanted(arm, study.tuning_seed, rate, flops) for arm in study.arms for rate in study.rates]
         tried = [*zip(tries, self._side_by_side(self._tried, tries), strict=True)]
@@ -133,6 +134,15 @@ class Runner:
             )
             if done.returncode:
                 raise UserError(f"prepare: data_prep {command} ended with {done.returncode}:\n{done.stderr.strip()}")
+
+    def _check(self) -> None:
+        """Raises `ConfigError` for the first arm that cannot be trained as long as it is to be, before any is."""
+        for arm in self.study.arms:
+            for flops in {self.study.tuning_budget, *self.study.budgets(arm)}:
+                try:
+                    with_steps(self.study.config(arm, self.study.seeds[0], None, self.work / arm), flops)
+                except ConfigError as error:
+                    raise ConfigError(f"arms.{arm}: {error}") from None
 
     def _tried(self, wanted: Wanted) -> RunRecord | None:
         """As `_run`; None if the rate was so large that the loss is no number."""

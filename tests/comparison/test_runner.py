@@ -88,6 +88,15 @@ def test_an_arm_that_diverges_at_every_rate_is_named(recipe, trained_run, tmp_pa
         runner.all()
 
 
+def test_an_arm_that_cannot_grow_so_is_told_before_any_is_trained(recipe, tmp_path):
+    wrong = {"model": {"name": "progressive", "n_layer": 4, "uses": 4}, "growth": {"operator": "untie", "factor": 3}}
+    study = Study.read(written(tmp_path / "s.yaml", recipe, arms={"a": {}, "b": wrong}, flops=1e9))
+    runner = Runner(study, tmp_path / "work", tmp_path / "out", 1)
+    with pytest.raises(UserError, match=r"arms\.b: .*growth\.factor = 3: untie shares the uses"):
+        runner.all()
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.slow
 def test_several_budgets_side_by_side_with_an_arm_that_grows(recipe, tmp_path):
     arms = {"scratch": {"model": {"n_layer": 2}}, "grown": {**GROWS, "growth": {**GROWS["growth"], "watch_every": 0}}}
