@@ -18,6 +18,7 @@ from dsllm.config import RunConfig
 from dsllm.data.batches import EvaluationBatch, evaluation_batches
 from dsllm.data.dataset import SampleSource
 from dsllm.data.manifest import Manifest
+from dsllm.data.problems import chance_of
 from dsllm.errors import DataError, UserError, user_errors_exit
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.evaluation import Evaluation, evaluate, phase_losses
@@ -79,7 +80,7 @@ def main() -> None:
         }
         facts |= {"perplexity": result.perplexity, "tokens": result.tokens}
         if arguments.reasoning:
-            chance = _chance(config)
+            chance = chance_of(Path(config.data.paths[0]))
             chains = {split: of.chains for split, of in results.items() if of.chains is not None}
             print(table(chains, chance))
             facts["reasoning"] = {split: of.record() for split, of in chains.items()}
@@ -109,12 +110,6 @@ def _splits_of_reasoning(config: RunConfig) -> list[str]:
         print(f"beyond is left out: {error}")
         return ["test"]
     return ["test", "beyond"]
-
-
-def _chance(config: RunConfig) -> dict[str, float]:
-    """By chain length, what guessing is worth; of the first folder."""
-    chance = Manifest.read(Path(config.data.paths[0])).source.get("chance")
-    return {str(length): float(str(share)) for length, share in chance.items()} if isinstance(chance, dict) else {}
 
 
 if __name__ == "__main__":

@@ -141,6 +141,10 @@ def _accuracy(arms: Sequence[Arm]) -> bytes:
         shares = [[run.accuracy[str(k)] for run in arm.runs if str(k) in run.accuracy] for k in lengths]
         bars = [np.std(of, ddof=1) if len(of) > 1 else 0.0 for of in shares]
         axes.errorbar(lengths, [np.mean(of) for of in shares], bars, label=_label(arm), capsize=2, **_style(number))
+    chance = {int(k): share for arm in arms for run in arm.runs for k, share in run.chance.items()}
+    if chance:
+        lengths = sorted(chance)
+        axes.plot(lengths, [chance[k] for k in lengths], color="#666666", linestyle=":", linewidth=1, label="chance")
     axes.axhline(0.9, color="#666666", linestyle="--", linewidth=1)
     axes.text(
         1, 0.91, "0.9, the bound of H90", fontsize=8, color="#666666", ha="right", transform=axes.get_yaxis_transform()

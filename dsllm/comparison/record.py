@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dsllm.comparison.inference import this_machine
 from dsllm.config import ModelConfig, RunConfig
 from dsllm.data.files import os_errors_named, write_atomically
+from dsllm.data.problems import chance_of
 from dsllm.errors import UserError
 from dsllm.models import skeleton
 from dsllm.training.checkpoints import find_checkpoint
@@ -108,6 +109,8 @@ class RunRecord(_Part):
     accuracy: dict[str, float] = {}
     """Of problems: by the length of the chain, on test."""
     asked: dict[str, int] = {}
+    chance: dict[str, float] = {}
+    """What guessing is worth at these lengths."""
     validation: list[Point]
     growth: list[Growth] = []
     divergence: dict[str, float] = {}
@@ -225,6 +228,7 @@ def _of_run(run: Path) -> RunRecord:
         ),
         accuracy=test.get("accuracy", {}),
         asked=test.get("asked", {}),
+        chance={k: share for k, share in chance_of(Path(config.data.paths[0])).items() if k in test.get("asked", {})},
         validation=[Point(**spent(record), loss=record["loss"], area=record.get("area")) for record in validation],
         growth=[
             Growth(**spent(record), operator=record["operator"]) for record in records if record["kind"] == "growth"

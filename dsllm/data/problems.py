@@ -34,6 +34,13 @@ def open_samples(path: Path, split: str, context: int) -> SampleSource:
     return TokenDataset(path, split, context)
 
 
+def chance_of(path: Path) -> dict[str, float]:
+    """By the length of the chain, what guessing is worth in a folder of problems; empty for another source."""
+    path = Path(path)
+    chance = Manifest.read(path).source.get("chance") if (path / MANIFEST_NAME).exists() else None
+    return {str(length): float(str(share)) for length, share in chance.items()} if isinstance(chance, dict) else {}
+
+
 class ProblemDataset:
     """One split of a folder of problems (`python -m data_prep reasoning`); a `SampleSource`.
 

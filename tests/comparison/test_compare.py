@@ -46,7 +46,8 @@ def of_another_arm(record: RunRecord, name: str = "other", **updates) -> RunReco
 
 def of_problems(record: RunRecord, name: str, h90: int, seed: int = 1) -> RunRecord:
     accuracy = {str(k): 1.0 if k <= h90 else 0.4 for k in range(1, 9)}
-    return of_another_arm(record, name, seed=seed, accuracy=accuracy, asked=dict.fromkeys(accuracy, 50))
+    chance = dict.fromkeys(accuracy, 0.2)
+    return of_another_arm(record, name, seed=seed, accuracy=accuracy, asked=dict.fromkeys(accuracy, 50), chance=chance)
 
 
 def test_a_record_says_what_the_run_recorded(record, trained_run):

@@ -1,5 +1,7 @@
 """A study file: what each run is, how long it is at a budget, and what is refused before anything is trained."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -63,6 +65,12 @@ def test_a_seed_may_have_data_of_its_own(recipe, tmp_path):
     assert study.data_by_seed and study.config("a", 7, None, tmp_path).data.path == "data/table_7"
     assert study.preparations(7) == ["reasoning --seed 7"]
     assert not Study.read(written(tmp_path / "t.yaml", recipe, arms={"a": {}})).data_by_seed
+
+
+@pytest.mark.parametrize("path", sorted(Path("launch/studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_studies_that_ship_are_right(path):
+    study = Study.read(path)
+    assert len(study.arms) >= 4 and study.prepare and study.flops is not None
 
 
 @pytest.mark.parametrize(

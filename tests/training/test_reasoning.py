@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dsllm.comparison.record import RunRecord
 from dsllm.data.batches import evaluation_batches
 from dsllm.data.problems import ProblemDataset
 from dsllm.models import build_model
@@ -114,6 +115,7 @@ monitor: {{log_every: 40}}
     assert last["accuracy"]["1"] > 0.6 > first["accuracy"]["1"]
     assert 0 < last["area"] <= 1 and set(last["asked"]) == {"1", "2", "3", "4"}
 
+    assert RunRecord.read(tmp_path / "run").chance == pytest.approx(dict.fromkeys("1234", 1 / 3))
     said = python("launch/evaluate.py", tmp_path / "run", "--reasoning")
     facts = json.loads(said.splitlines()[-1])
     assert set(facts["reasoning"]["beyond"]["accuracy"]) == {"1", "2", "3", "4", "5", "6"}
