@@ -26,6 +26,7 @@ from dsllm.comparison.study import Study, with_steps
 from dsllm.config import RunConfig
 from dsllm.data.files import os_errors_named
 from dsllm.errors import ConfigError, UserError
+from dsllm.section import raise_problems
 from dsllm.training.run_folder import differences
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,7 +143,8 @@ class Runner:
                 try:
                     with_steps(self.study.config(arm, self.study.seeds[0], None, self.work / arm), flops)
                 except ConfigError as error:
-                    raise ConfigError(f"arms.{arm}: {error}") from None
+                    first, *more = str(error).splitlines()
+                    raise_problems([f"arms.{arm}: {line.strip()}" for line in more or [first]])
 
     def _tried(self, wanted: Wanted) -> RunRecord | None:
         """As `_run`; None if the rate was so large that the loss is no number."""

@@ -92,7 +92,7 @@ def test_an_arm_that_cannot_grow_so_is_told_before_any_is_trained(recipe, tmp_pa
     wrong = {"model": {"name": "progressive", "n_layer": 4, "uses": 4}, "growth": {"operator": "untie", "factor": 3}}
     study = Study.read(written(tmp_path / "s.yaml", recipe, arms={"a": {}, "b": wrong}, flops=1e9))
     runner = Runner(study, tmp_path / "work", tmp_path / "out", 1)
-    with pytest.raises(UserError, match=r"arms\.b: .*growth\.factor = 3: untie shares the uses"):
+    with pytest.raises(UserError, match=r"arms\.b: growth\.factor = 3: untie shares the uses"):
         runner.all()
     assert not (tmp_path / "work").exists()
 
