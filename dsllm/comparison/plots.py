@@ -82,7 +82,7 @@ def _figure() -> tuple[Any, Any]:
 def _finished(figure: Any, axes: Any, x: str, y: str) -> bytes:
     """The picture, with what its axes are and whose curves are whose."""
     axes.set(xlabel=x, ylabel=y)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(fontsize=9, facecolor="white", framealpha=0.85, edgecolor="none")
     return _png(figure)
 
 
