@@ -9,8 +9,7 @@ import argparse
 from pathlib import Path
 
 from dsllm.comparison.arms import arms_of
-from dsllm.comparison.inference import measure_inference
-from dsllm.comparison.phases import measure_phases
+from dsllm.comparison.measuring import measured
 from dsllm.comparison.plots import plots_of
 from dsllm.comparison.record import RunRecord
 from dsllm.comparison.report import Report, notes, table, write_report
@@ -33,10 +32,10 @@ def main() -> None:
         arms_of(records)  # what must not be compared is said before anything is measured
         if not arguments.no_inference:
             folders = dict(zip(map(id, records), arguments.runs, strict=True))
-            firsts = [arm.first for arm in arms_of(records)]
-            there = {str(id(of)): folders[id(of)] for of in firsts if folders[id(of)].is_dir()}
-            times, phases = measure_inference(there), measure_phases(there)
-            records = [_measured(record, times, phases) for record in records]
+            firsts = {str(id(arm.first)): arm.first for arm in arms_of(records)}
+            there = {key: folders[id(of)] for key, of in firsts.items() if folders[id(of)].is_dir()}
+            found = measured(firsts, there)
+            records = [found.get(str(id(record)), record) for record in records]
         arms = arms_of(records)
         write_report(arguments.out, Report(arguments.title, arms, plots_of(arms)))
         if arguments.records is not None:
@@ -44,13 +43,6 @@ def main() -> None:
     _show(table(arms))
     print("\n".join(notes(arms)))
     print(f"{arguments.out / 'report.html'}")
-
-
-def _measured(record: RunRecord, times: dict[str, tuple[float, float]], phases: dict[str, list[float]]) -> RunRecord:
-    key = str(id(record))
-    if key in phases:
-        record = record.model_copy(update={"phase_losses": phases[key]})
-    return record.with_inference(*times[key]) if key in times else record
 
 
 def _keep(records: list[RunRecord], folder: Path) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dsllm.comparison.inference import this_machine
 from dsllm.config import ModelConfig, RunConfig
 from dsllm.data.files import os_errors_named, write_atomically
 from dsllm.data.problems import chance_of
@@ -157,11 +156,6 @@ class RunRecord(_Part):
                     f"folder, or a file that --records wrote"
                 ) from None
         return _of_run(path)
-
-    def with_inference(self, prefill_ms: float, decode_ms: float) -> "RunRecord":
-        """With times that were measured on this machine."""
-        update = {"prefill_ms": prefill_ms, "decode_ms": decode_ms, "inference_on": this_machine()}
-        return self.model_copy(update=update)
 
     def of_data(self, data: str) -> "RunRecord":
         """As of other data, where an arm's seeds each have their own."""

@@ -19,8 +19,7 @@ from typing import TypeVar
 import yaml
 
 from dsllm.comparison.arms import Arm, arms_of
-from dsllm.comparison.inference import measure_inference
-from dsllm.comparison.phases import measure_phases
+from dsllm.comparison.measuring import measured
 from dsllm.comparison.record import Diverged, RunRecord, arm_of
 from dsllm.comparison.study import Study, with_steps
 from dsllm.config import RunConfig
@@ -215,11 +214,9 @@ class Runner:
             and record.prefill_ms is None
             and (self.work / wanted.name / "config.yaml").exists()
         }
-        folders = {name: self.work / name for name in firsts}
-        phases, found = measure_phases(folders), dict(made)
-        for name, times in measure_inference(folders).items():
-            record = made[firsts[name]].with_inference(*times)
-            record = record.model_copy(update={"phase_losses": phases.get(name, [])})
+        found = dict(made)
+        records, folders = {name: made[of] for name, of in firsts.items()}, {name: self.work / name for name in firsts}
+        for name, record in measured(records, folders).items():
             record.write(self.records / f"{name}.json")
             found[firsts[name]] = record
         return found

@@ -51,8 +51,7 @@ class PackedProblems:
 
     labelled = True
 
-    def __init__(self, problems: SampleSource, length: int) -> None:
-        assert isinstance(problems, ProblemDataset)
+    def __init__(self, problems: ProblemDataset, length: int) -> None:
         self._problems, self.context, self.tokenizer = problems, problems.context, problems.tokenizer
         self._chosen = np.flatnonzero(problems.lengths == length)
         self._size = max((problems.size(int(i)) for i in self._chosen), default=1)

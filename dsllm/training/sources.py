@@ -13,7 +13,7 @@ from dsllm.data.blend import Blend
 from dsllm.data.curriculum import PackedProblems, chain_length, check_lengths
 from dsllm.data.dataset import SampleSource, TokenDataset
 from dsllm.data.manifest import MANIFEST_NAME, Manifest
-from dsllm.data.problems import open_samples
+from dsllm.data.problems import ProblemDataset, open_samples
 from dsllm.errors import DataError
 from dsllm.tokenizer import Tokenizer, tokenizer_of
 
@@ -105,6 +105,7 @@ class Batches:
         if curriculum is not None and self._chains != chain_length(curriculum, flops):
             self._chains = chain_length(curriculum, flops)
             self._ahead.close()
+            assert isinstance(self._source, ProblemDataset)  # as `check_lengths` has seen
             self._ahead = self._of(PackedProblems(self._source, self._chains))
         return self._ahead.batch(consumed_samples)
 

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from dsllm.comparison.record import RunRecord
 from dsllm.data.batches import evaluation_batches
@@ -95,19 +96,26 @@ def test_ranks_add_their_counts_up():
     assert ChainAccuracy.of(2 * counts) == ChainAccuracy({3: 4}, {3: 8})
 
 
+def written(path, model, data, **train_section):
+    values = {
+        "run_dir": "runs/unnamed",
+        "model": model,
+        "data": data,
+        "train": {"lr": 3.0e-3, "precision": "fp32", **train_section},
+        "monitor": {"log_every": 1},
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
 @pytest.mark.slow
 def test_a_run_on_problems_learns_short_chains_and_tells_how_long_they_may_be(folder, tmp_path):
-    recipe = tmp_path / "perm.yaml"
-    recipe.write_text(
-        f"""
-run_dir: runs/perm
-model: {{name: gpt2, n_layer: 2, n_head: 4, n_embd: 32, context: 8}}
-data: {{path: {folder}}}
-train: {{steps: 240, micro_batch_size: 64, global_batch_size: 64, lr: 3.0e-3, precision: fp32, beta2: 0.98,
-        eval_every: 240, eval_samples: 240, test_samples: 100, checkpoint_every: 0}}
-monitor: {{log_every: 40}}
-"""
-    )
+    model = {"n_layer": 2, "n_head": 4, "n_embd": 32, "context": 8}
+    recipe = written(
+        tmp_path / "perm.yaml", model, {"path": str(folder)},
+        steps=240, micro_batch_size=64, global_batch_size=64, beta2=0.98, eval_every=240, eval_samples=240,
+        test_samples=100, checkpoint_every=0,
+    )  # fmt: skip
     out = train(recipe, tmp_path / "run")
     assert "H90" in out and "leak alarm" not in out
     first, last = (r for r in read_metrics(tmp_path / "run") if r["kind"] == "eval" and r["split"] == "val")
@@ -125,17 +133,12 @@ monitor: {{log_every: 40}}
 
 @pytest.mark.slow
 def test_a_curriculum_lengthens_chains_by_flops_and_a_resumed_run_goes_on_in_the_same_place(folder, tmp_path):
-    recipe = tmp_path / "lengthening.yaml"
-    recipe.write_text(
-        f"""
-run_dir: runs/lengthening
-model: {{name: gpt2, n_layer: 1, n_head: 2, n_embd: 16, context: 12, vocab_size: 64}}
-data: {{path: {folder}, mask_documents: true, curriculum: {{start: 1, end: 4, flops: 5.0e+7}}}}
-train: {{steps: 12, micro_batch_size: 8, global_batch_size: 16, lr: 3.0e-3, precision: fp32, eval_every: 0,
-        test_samples: 40, checkpoint_every: 5}}
-monitor: {{log_every: 1}}
-"""
-    )
+    model = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context": 12, "vocab_size": 64}
+    curriculum = {"start": 1, "end": 4, "flops": 5.0e7}
+    recipe = written(
+        tmp_path / "lengthening.yaml", model, {"path": str(folder), "mask_documents": True, "curriculum": curriculum},
+        steps=12, micro_batch_size=8, global_batch_size=16, eval_every=0, test_samples=40, checkpoint_every=5,
+    )  # fmt: skip
     train(recipe, tmp_path / "whole")
     train(recipe, tmp_path / "halves", ranks=2, train__micro_batch_size=4)
     shutil.rmtree(tmp_path / "halves" / "checkpoints" / "step_00000012")
