@@ -8,16 +8,20 @@ and in --work. The same command goes on where it was stopped.
 
 import argparse
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 from dsllm.command_line import positive
 from dsllm.comparison.arms import Arm
 from dsllm.comparison.budgets import tables
 from dsllm.comparison.plots import plot_of_budgets, plots_of
+from dsllm.comparison.rates import Losses, rates_table
 from dsllm.comparison.report import Report, markdown, write_report
 from dsllm.comparison.runner import Runner
 from dsllm.comparison.study import Study
 from dsllm.errors import UserError, user_errors_exit
+
+Found = Mapping[str, Mapping[float | None, Arm]]
 
 
 def main() -> None:
@@ -45,7 +49,7 @@ def main() -> None:
             except KeyboardInterrupt:
                 print("stopped; the same command goes on", flush=True)
                 raise SystemExit(130) from None
-            report = _report(name.replace("_", " "), study, found)
+            report = _report(name.replace("_", " "), study, found, runner.tried)
             write_report(out, report)
             print(markdown(report))
             print(out / "report.html")
@@ -55,13 +59,16 @@ def _say(words: str) -> None:
     print(words, flush=True)
 
 
-def _report(title: str, study: Study, found: dict[str, dict[float | None, Arm]]) -> Report:
+def _report(title: str, study: Study, found: Found, tried: Mapping[str, Losses]) -> Report:
     """The arms at the budget that all share, and what their further budgets say."""
     shared = study.shared_budget
     arms = [of[shared] for of in found.values()]
     by_budget = {name: {budget: arm for budget, arm in of.items() if budget} for name, of in found.items()}
     others = [arm.at(budget) for of in by_budget.values() for budget, arm in of.items() if budget != shared]
-    return Report(title, arms, {**plot_of_budgets(by_budget), **plots_of(arms)}, tables(by_budget), others)
+    by_budgets = tables(by_budget)
+    rates = [rates_table(tried)] if tried else []
+    plots = {**plot_of_budgets(by_budget), **plots_of(arms)}
+    return Report(title, arms, plots, [*by_budgets, *rates], in_training=not by_budgets, others=others)
 
 
 if __name__ == "__main__":

@@ -38,17 +38,19 @@ class Report:
     plots: Mapping[str, tuple[str, bytes]]
     """By name: a caption, and the picture."""
     tables: Sequence[Table] = ()
-    """Those of several budgets say how much sooner arms are by their ends; then nothing is read off in training."""
+    """Below the main one."""
+    in_training: bool = True
+    """Whether speedups are read off between evaluations in training; False where runs of several budgets say more."""
     others: Sequence[Arm] = ()
     """Further arms whose runs go into results.json."""
 
     @property
     def main(self) -> list[list[str]]:
-        return table(self.arms, not self.tables)
+        return table(self.arms, self.in_training)
 
     @property
     def notes(self) -> list[str]:
-        return notes(self.arms, not self.tables)
+        return notes(self.arms, self.in_training)
 
 
 def figure(arm: Arm, of: Callable[[RunRecord], float | None], form: str) -> str:

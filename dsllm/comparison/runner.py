@@ -4,6 +4,7 @@ A finished run leaves a record of some kilobytes in OUT/records. A run that has 
 command goes on, on another machine too if OUT is there; a run that was broken off is resumed.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import yaml
 
 from dsllm.comparison.arms import Arm, arms_of
 from dsllm.comparison.measuring import measured
+from dsllm.comparison.rates import best_rate, next_rate
 from dsllm.comparison.record import Diverged, RunRecord, arm_of
 from dsllm.comparison.study import Study, with_steps
 from dsllm.config import RunConfig
@@ -62,7 +64,9 @@ class Runner:
         self.jobs = jobs
         with os_errors_named(self.records):
             self.records.mkdir(parents=True, exist_ok=True)
-        self._made = 0
+        self.tried: dict[str, dict[float, float]] = {}
+        """By arm and learning rate the last loss on val, once `all` is done."""
+        self._made = self._tries = 0
         self._begun = time.monotonic()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
@@ -73,12 +77,10 @@ class Runner:
         study = self.study
         self._prepare()
         self._check()
-        flops = study.tuning_budget
-        tries = [self._wanted(arm, study.tuning_seed, rate, flops) for arm in study.arms for rate in study.rates]
-        tried = [*zip(tries, self._side_by_side(self._tried, tries), strict=True)]
-        best = {arm: _best([(wanted, record) for wanted, record in tried if wanted.arm == arm]) for arm in study.arms}
+        self.tried = self._try_rates()
+        best = {arm: best_rate(arm, losses) for arm, losses in self.tried.items()}
         runs = [
-            self._wanted(arm, seed, best[arm], flops)
+            self._wanted(arm, seed, best.get(arm), flops)
             for seed in study.seeds
             for arm in study.arms
             for flops in study.budgets(arm)
@@ -99,6 +101,19 @@ class Runner:
                 name = arm.first.name.rpartition("_seed")[0]  # with one seed the arm's has it, too
                 at[name][flops] = Arm(name, arm.runs)
         return {arm: {flops: of[flops] for flops in self.study.budgets(arm)} for arm, of in at.items()}
+
+    def _try_rates(self) -> dict[str, dict[float, float]]:
+        """By arm and rate the last loss on val: of the rates listed, and of what `next_rate` adds to them."""
+        study = self.study
+        losses: dict[str, dict[float, float]] = {arm: {} for arm in study.arms} if study.rates else {}
+        asked = [(arm, rate) for arm in losses for rate in study.rates]
+        while asked:
+            tries = [self._wanted(arm, study.tuning_seed, rate, study.tuning_budget) for arm, rate in asked]
+            self._tries += len(tries)
+            for (arm, rate), loss in zip(asked, self._side_by_side(self._tried, tries), strict=True):
+                losses[arm][rate] = loss
+            asked = [(arm, beyond) for arm, of in losses.items() if (beyond := next_rate(of)) is not None]
+        return losses
 
     def stop(self) -> None:
         """End what runs; the runs keep what they have, and resume."""
@@ -145,13 +160,13 @@ class Runner:
                     first, *more = str(error).splitlines()
                     raise_problems([f"arms.{arm}: {line.strip()}" for line in more or [first]])
 
-    def _tried(self, wanted: Wanted) -> RunRecord | None:
-        """As `_run`; None if the rate was so large that the loss is no number."""
+    def _tried(self, wanted: Wanted) -> float:
+        """The last loss on val; infinite if the rate was so large that the loss is no number."""
         try:
-            return self._run(wanted)
+            return _validated(self._run(wanted))
         except Diverged as error:
             self.say(f"{wanted.name}: {error}")
-            return None
+            return math.inf
 
     def _run(self, wanted: Wanted) -> RunRecord:
         kept = self.records / f"{wanted.name}.json"
@@ -199,9 +214,8 @@ class Runner:
     def _left(self) -> str:
         study, known = self.study, len(list(self.records.glob("*.json")))
         whole = len(study.seeds) * sum(len(study.budgets(arm)) for arm in study.arms)
-        tries = len(study.arms) * len(study.rates)
         again = study.tuning_seed in study.seeds and study.tuning_budget in study.budgets(next(iter(study.arms)))
-        whole += tries - (len(study.arms) if tries and again else 0)
+        whole += self._tries - (len(study.arms) if self._tries and again else 0)
         seconds = (time.monotonic() - self._begun) / self._made * max(0, whole - known)
         return f"{min(known, whole)} of {whole} runs, about {seconds / 60:.0f} min left"
 
@@ -235,17 +249,8 @@ def _one_data(made: Mapping[Wanted, RunRecord]) -> dict[Wanted, RunRecord]:
     return {wanted: record.of_data(together) for wanted, record in made.items()}
 
 
-def _best(tried: Sequence[tuple[Wanted, RunRecord | None]]) -> float | None:
-    """The rate with the lowest last loss on val; the test split is not looked at for that."""
-    if not tried:
-        return None
-    losses = {wanted.rate: _validated(record) for wanted, record in tried if record is not None}
-    if not losses:
-        raise UserError(f"{tried[0][0].arm}: diverged at every rate; try lower ones")
-    return min(losses, key=lambda rate: losses[rate])
-
-
 def _validated(record: RunRecord) -> float:
+    """The last loss on val."""
     if not record.validation:
         raise UserError(f"{record.name}: never evaluated on val, so no rate can be chosen; give train.eval_every")
     return record.validation[-1].loss

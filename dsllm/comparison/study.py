@@ -4,7 +4,8 @@
     set: {train: {steps: 400, eval_every: 50}}
     prepare: [tokenize --source text/ --out data/mine]   optional: arguments of `python -m data_prep`, run first
     seeds: [1, 2, 3]
-    rates: [2.0e-3, 4.0e-3]                     optional: tried with the seed `tuned_on`, the best on val serves all
+    rates: [2.0e-3, 4.0e-3]                     optional: tried with the seed `tuned_on`; the best on val serves all;
+                                                while it is at an end, more are tried beyond
     tuned_on: 0                                 optional: by default the first of the seeds
     tuned_at: 1.0e+13                           optional: by default the largest budget that all arms have
     flops: [1.0e+13, 2.0e+13]                   optional: training FLOPs of each run, in place of train.steps
@@ -50,7 +51,7 @@ class Study(Section):
     seeds: list[NonNegativeInt] = Field(default=[1, 2, 3], min_length=1)
     """Of each arm."""
     rates: list[PositiveFloat] = Field(default_factory=list)
-    """Learning rates to try; none: train.lr."""
+    """Learning rates to try first (see rates.py); none: train.lr."""
     tuned_on: NonNegativeInt | None = None
     """The seed that tries them; None: the first."""
     tuned_at: PositiveFloat | None = None

@@ -1,6 +1,7 @@
 """The runs of a study are made once, go on where they were stopped, have the best rate on val, and end in a report."""
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -55,7 +56,7 @@ class Pretended(Runner):
 
     def _run(self, wanted):
         self.trained.append((wanted.arm, wanted.seed, wanted.rate))
-        loss = self.losses[wanted.arm, wanted.rate]
+        loss = self.losses[wanted.arm].get(wanted.rate)
         if loss is None:
             raise Diverged("no number")
         points = [self.record.validation[-1].model_copy(update={"loss": loss})]
@@ -66,7 +67,7 @@ class Pretended(Runner):
         return self.record.model_copy(update=update)
 
 
-LOSSES = {("a", 0.1): 3.0, ("a", 0.2): 2.0, ("b", 0.1): 1.0, ("b", 0.2): None}
+LOSSES = {"a": {0.1: 3.0, 0.2: 2.0, 0.4: 1.5}, "b": {0.025: 1.1, 0.05: 0.9, 0.1: 1.0}}  # diverges at other rates
 
 
 @pytest.mark.parametrize("seed", [1, 0])
@@ -75,14 +76,24 @@ def test_one_seed_tries_the_rates_and_the_best_on_val_serves_all(seed, recipe, t
     study = Study.read(written(tmp_path / "s.yaml", recipe, arms={"a": {}, "b": {}}, **more))
     runner = Pretended(RunRecord.read(trained_run), LOSSES, study, tmp_path / "work", tmp_path / "out", 1)
     arms = runner.compared()
-    assert [run.arm["train"]["lr"] for run in arms["a"][None].runs] == [0.2, 0.2]
-    assert [run.arm["train"]["lr"] for run in arms["b"][None].runs] == [0.1, 0.1]
-    assert runner.trained[:4] == [(arm, seed, rate) for arm in "ab" for rate in (0.1, 0.2)]
-    assert runner.trained[4:] == [(arm, of, rate) for of in (1, 2) for arm, rate in (("a", 0.2), ("b", 0.1))]
+    assert [run.arm["train"]["lr"] for run in arms["a"][None].runs] == [0.4, 0.4]
+    assert [run.arm["train"]["lr"] for run in arms["b"][None].runs] == [0.05, 0.05]
+    listed = [(arm, seed, rate) for arm in "ab" for rate in (0.1, 0.2)]
+    beyond = [("a", seed, 0.4), ("b", seed, 0.05), ("a", seed, 0.8), ("b", seed, 0.025)]
+    assert runner.trained[:8] == listed + beyond
+    assert runner.trained[8:] == [(arm, of, rate) for of in (1, 2) for arm, rate in (("a", 0.4), ("b", 0.05))]
+    assert runner.tried == {"a": {**LOSSES["a"], 0.8: math.inf}, "b": {**LOSSES["b"], 0.2: math.inf}}
+
+
+def test_a_single_rate_is_taken_as_it_is(recipe, trained_run, tmp_path):
+    study = Study.read(written(tmp_path / "s.yaml", recipe, arms={"a": {}}, rates=[0.2]))
+    runner = Pretended(RunRecord.read(trained_run), LOSSES, study, tmp_path / "work", tmp_path / "out", 1)
+    runner.all()
+    assert runner.trained == [("a", 1, 0.2)] * 2 + [("a", 2, 0.2)]
 
 
 def test_an_arm_that_diverges_at_every_rate_is_named(recipe, trained_run, tmp_path):
-    study = Study.read(written(tmp_path / "s.yaml", recipe, arms={"b": {}}, rates=[0.2]))
+    study = Study.read(written(tmp_path / "s.yaml", recipe, arms={"b": {}}, rates=[0.2, 0.3]))
     runner = Pretended(RunRecord.read(trained_run), LOSSES, study, tmp_path / "work", tmp_path / "out", 1)
     with pytest.raises(UserError, match="b: diverged at every rate; try lower ones"):
         runner.all()
