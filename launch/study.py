@@ -10,13 +10,16 @@ import argparse
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from dsllm.command_line import positive
 from dsllm.comparison.arms import Arm
 from dsllm.comparison.budgets import tables
 from dsllm.comparison.plots import plot_of_budgets, plots_of
-from dsllm.comparison.rates import Losses, rates_table
-from dsllm.comparison.report import Report, markdown, write_report
+from dsllm.comparison.rates import rates_table
+from dsllm.comparison.report import Report, Table, markdown, write_report
 from dsllm.comparison.runner import Runner
 from dsllm.comparison.study import Study
 from dsllm.errors import UserError, user_errors_exit
@@ -49,7 +52,7 @@ def main() -> None:
             except KeyboardInterrupt:
                 print("stopped; the same command goes on", flush=True)
                 raise SystemExit(130) from None
-            report = _report(name.replace("_", " "), study, found, runner.tried)
+            report = _report(name.replace("_", " "), study, found, runner)
             write_report(out, report)
             print(markdown(report))
             print(out / "report.html")
@@ -59,16 +62,37 @@ def _say(words: str) -> None:
     print(words, flush=True)
 
 
-def _report(title: str, study: Study, found: Found, tried: Mapping[str, Losses]) -> Report:
+def _report(title: str, study: Study, found: Found, runner: Runner) -> Report:
     """The arms at the budget that all share, and what their further budgets say."""
     shared = study.shared_budget
-    arms = [of[shared] for of in found.values()]
-    by_budget = {name: {budget: arm for budget, arm in of.items() if budget} for name, of in found.items()}
+    arms = [of[shared] for of in found.values() if shared in of]
+    by_budget = {name: {budget: arm for budget, arm in of.items() if budget} for name, of in found.items() if of}
     others = [arm.at(budget) for of in by_budget.values() for budget, arm in of.items() if budget != shared]
-    by_budgets = tables(by_budget)
-    rates = [rates_table(tried)] if tried else []
+    more = [*tables(by_budget), *([rates_table(runner.tried)] if runner.tried else []), _settings(study)]
     plots = {**plot_of_budgets(by_budget), **plots_of(arms)}
-    return Report(title, arms, plots, [*by_budgets, *rates], in_training=not by_budgets, others=others)
+    baseline = next(iter(by_budget.values()), {})
+    remarks, in_training = _remarks(study, runner), len(baseline) < 2
+    return Report(title, arms, plots, more, remarks=remarks, in_training=in_training, others=others)
+
+
+def _remarks(study: Study, runner: Runner) -> list[str]:
+    seeds = f"Seeds {', '.join(map(str, study.seeds))}"
+    said = [f"{seeds}; {study.shared_budget:g} training FLOPs a run." if study.shared_budget else f"{seeds}."]
+    if runner.diverged:
+        said.append(f"Diverged, and left out: {', '.join(wanted.name for wanted in runner.diverged)}.")
+    return said
+
+
+def _settings(study: Study) -> Table:
+    """What an arm is: what it changes in the recipe."""
+    rows = [[arm, _flow(changes)] for arm, changes in study.arms.items()]
+    alike = f"; all of them change {_flow(study.set)}" if study.set else ""
+    return Table("The arms", [["arm", "settings"], *rows], f"What each arm changes in {study.base}{alike}.")
+
+
+def _flow(changes: Mapping[str, Any]) -> str:
+    """As in a study file, in one line."""
+    return str(yaml.safe_dump(changes, default_flow_style=True, sort_keys=False, width=10**6)).strip()
 
 
 if __name__ == "__main__":

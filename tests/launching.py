@@ -10,7 +10,11 @@ import pytest
 import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DEEPSPEED = Path(sys.executable).with_name("deepspeed")
+# Launches of several workers of pytest-xdist go side by side, and must not meet at DeepSpeed's one default port.
+_PORT = 29500 + 10 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_BIN = Path(sys.executable).parent
+DEEPSPEED = [_BIN / "deepspeed", "--master_port", _PORT]
+"""DeepSpeed's launcher."""
 HAS_FP16 = torch.ops.mkldnn._is_mkldnn_fp16_supported()  # what DeepSpeed asks on a CPU
 needs_fp16 = pytest.mark.skipif(not HAS_FP16, reason="DeepSpeed takes fp16 only on CPUs with instructions for it")
 
@@ -26,7 +30,7 @@ GPUS = len(_SEEN.split(",")) if _SEEN else 0
 def environment(on_gpu: bool = False) -> dict[str, str]:
     """This process's environment, with one thread for each rank: the tests have two cores."""
     shown = {"CUDA_VISIBLE_DEVICES": _SEEN} if on_gpu else {}
-    path = f"{DEEPSPEED.parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{_BIN}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **shown}
 
 
@@ -59,11 +63,16 @@ def python(script: str, *arguments: Any, expect: int = 0) -> str:
     return run([sys.executable, script, *arguments], expect)
 
 
+def launcher(ranks: int) -> list[Any]:
+    """The beginning of a command line that runs a script on `ranks` processes of this machine."""
+    return [*DEEPSPEED, "--num_gpus", ranks] if ranks > 1 else [sys.executable]
+
+
 def train_command(recipe: Path, run_dir: Path, ranks: int, overrides: dict[str, Any]) -> list[Any]:
     """The command that trains on `ranks` processes of this machine."""
     options = [f"--{key}={value}" for key, value in overrides.items()]
     script = ["launch/train.py", f"--config={recipe}", f"--run_dir={run_dir}", *options]
-    return [DEEPSPEED, "--num_gpus", ranks, *script] if ranks > 1 else [sys.executable, *script]
+    return [*launcher(ranks), *script]
 
 
 def train(recipe: Path, run_dir: Path, ranks: int = 1, expect: int = 0, **overrides: Any) -> str:

@@ -65,6 +65,12 @@ class Arm:
         return found
 
 
+def pairs(ours: Sequence[RunRecord], theirs: Sequence[RunRecord]) -> list[tuple[RunRecord, RunRecord]]:
+    """Runs of equal seed, which had the same samples in the same order; each with each if no seeds are equal."""
+    alike = [(run, other) for run in ours for other in theirs if run.seed == other.seed]
+    return alike or [(run, other) for run in ours for other in theirs]
+
+
 def arms_of(records: Sequence[RunRecord]) -> list[Arm]:
     """The arms in the order in which they were given, seeds in order.
 

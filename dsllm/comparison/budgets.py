@@ -5,9 +5,9 @@ budget       1e12   2e12   4e12 FLOPs
 stacked      2.02   1.90   1.82     its 1.90 at 2e12 is what 12 layers have at 2.9e12: 45 % sooner
 3 layers     1.80   1.86   1.88     passed by 12 layers between 2e12 and 4e12
 
-Between budgets a loss is read off linearly over the logarithm of the cost. Losses are those on test; with several seeds
-each of the baseline's is paired with each of the arm's: the mean, and the least and the most of the pairs. A loss that
-the baseline never has, at no budget, gives a bound in place of a figure.
+Between budgets a loss is read off linearly over the logarithm of the cost. Losses are those on test; runs of equal
+seed are held against each other: the mean, and the least and the most of the pairs. A loss that the baseline has at no
+budget gives a bound in place of a figure.
 """
 
 import math
@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dsllm.comparison.arms import Arm
+from dsllm.comparison.arms import Arm, pairs
 from dsllm.comparison.record import RunRecord
-from dsllm.comparison.report import Table, figure
+from dsllm.comparison.report import Table, figure, percent
 
 ByBudget = Mapping[str, Mapping[float, Arm]]
 """By name an arm at each of its budgets of training FLOPs, rising; the first one is the baseline."""
@@ -35,9 +35,10 @@ LOSSES = (
 )
 GAINS = (
     "What the baseline spends until it ends at the arm's final loss, over what the arm has spent, less one; read off "
-    "between the baseline's budgets. In brackets the least and the most over pairs of seeds. ≥ and ≤: some pairs lie "
-    "outside the baseline's budgets, and count as their end. Everything is charged but the search for a learning rate: "
-    "small stages, branches that lost, probes."
+    "between the baseline's budgets. In brackets the least and the most over the seeds, which is no confidence "
+    "interval. ≥ and ≤: some seeds lie outside the baseline's budgets and count as their end; about: on both sides. "
+    "Charged are small stages, growth events, probes and branches that lost; not the search for learning rates and for "
+    "when to grow."
 )
 
 
@@ -52,8 +53,7 @@ class Gain:
     """`≥` or `≤` if the baseline's budgets do not reach that far for some of the pairs."""
 
     def __str__(self) -> str:
-        between = "" if self.least == self.most else f" ({100 * self.least:+.0f} … {100 * self.most:+.0f})"
-        return f"{self.bound} {100 * self.mean:+.0f} %{between}".strip()
+        return f"{self.bound} {percent(self.mean, self.least, self.most)}".strip()
 
 
 def gain(arm: Arm, baseline: Sequence[Arm], cost: str) -> Gain | None:
@@ -61,15 +61,15 @@ def gain(arm: Arm, baseline: Sequence[Arm], cost: str) -> Gain | None:
     if len(baseline) < 2:
         return None
     of = COSTS[cost]
-    curves = [
-        [(of(run), run.test_loss) for at in baseline for run in at.runs if run.seed == seed]
-        for seed in (run.seed for run in baseline[0].runs)
-    ]
-    pairs = [(*_cost_at(run.test_loss, curve), of(run)) for run in arm.runs for curve in curves]
-    gains = [theirs / ours - 1 for theirs, _, ours in pairs]
+    curves = {
+        run.seed: [(of(other), other.test_loss) for at in baseline for other in at.runs if other.seed == run.seed]
+        for run in baseline[0].runs
+    }
+    each = [(*_cost_at(run.test_loss, curves[other.seed]), of(run)) for run, other in pairs(arm.runs, baseline[0].runs)]
+    gains = [theirs / ours - 1 for theirs, _, ours in each]
     if not all(map(math.isfinite, gains)):
         return None
-    bounds = {bound for _, bound, _ in pairs} - {""}
+    bounds = {bound for _, bound, _ in each} - {""}
     bound = "" if not bounds else bounds.pop() if len(bounds) == 1 else "about"
     return Gain(statistics.fmean(gains), min(gains), max(gains), bound)
 
@@ -96,6 +96,8 @@ def tables(arms: ByBudget) -> list[Table]:
         found.append(
             Table("H90 by budget", _table(arms, lambda run: run.h90, ".1f"), "On test, in steps of the chain.")
         )
+    if len(baseline) < 2:
+        return found
     return [*found, Table(f"How much sooner than {name}, at equal final loss", gain_table(arms), GAINS)]
 
 

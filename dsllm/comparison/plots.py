@@ -16,7 +16,7 @@ SIZE = (7.2, 4.4)
 AXES: dict[str, tuple[str, Callable[[Point], float]]] = {
     "tokens": ("tokens trained on", lambda point: point.tokens),
     "flops": ("training FLOPs", lambda point: point.flops),
-    "seconds": ("seconds of training steps", lambda point: point.seconds),
+    "seconds": ("seconds of training and growing", lambda point: point.seconds),
 }
 
 

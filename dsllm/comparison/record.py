@@ -10,6 +10,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Point(_Part):
     tokens: int
     flops: float
     seconds: float
-    """Of training steps alone."""
+    """Of training steps and growth events; not of evaluations and checkpoints."""
     loss: float
     area: float | None = None
     """Of problems: mean accuracy over chain lengths."""
@@ -123,6 +124,11 @@ class RunRecord(_Part):
     """By the place in the windows that models merge; see `dsllm.comparison.phases`."""
 
     @property
+    def validation_loss(self) -> float | None:
+        """On val at the end; None if it was never evaluated there."""
+        return self.validation[-1].loss if self.validation else None
+
+    @property
     def h90(self) -> float | None:
         """The longest chain up to which all lengths reach 0.9; see `dsllm.training.reasoning`."""
         return None if not self.asked else ChainAccuracy.of_shares(self.accuracy, self.asked).h90
@@ -186,8 +192,9 @@ def _of_run(run: Path) -> RunRecord:
     if test["loss"] is None:
         raise Diverged(f"{run}: its test loss is no number, the run has diverged; leave it out, and say so")
     validation = [record for record in val if record["loss"] is not None]
-    spent = _Spent(train, checkpoint.progress)
-    timed = _steady(train, records)
+    growth = [record for record in records if record["kind"] == "growth"]
+    spent = _Spent(train, growth, checkpoint.progress)
+    step_seconds = _step_seconds(train, records, checkpoint.progress.step)
     where = run.resolve()
     origin = checkpoint.origin
     data = sha256(json.dumps(_data(origin.order)).encode()).hexdigest()
@@ -203,8 +210,8 @@ def _of_run(run: Path) -> RunRecord:
         tokens=checkpoint.progress.tokens,
         parameters=skeleton(model).count_parameters(),
         flops=checkpoint.progress.flops + _probes(records),
-        step_ms=1000 * statistics.median(record["step_seconds"] for record in timed),
-        tokens_per_second=statistics.median(record["tokens_per_second"] for record in timed),
+        step_ms=1000 * step_seconds,
+        tokens_per_second=checkpoint.progress.tokens / checkpoint.progress.step / step_seconds,
         memory_mib=max(record["memory_bytes"] for record in train) / 2**20,
         train_loss=_final_loss(train, config.train.steps),
         test_batches=-(-test["samples"] // (config.train.micro_batch_size * origin.world_size)),
@@ -224,9 +231,7 @@ def _of_run(run: Path) -> RunRecord:
         asked=test.get("asked", {}),
         chance={k: share for k, share in chance_of(Path(config.data.paths[0])).items() if k in test.get("asked", {})},
         validation=[Point(**spent(record), loss=record["loss"], area=record.get("area")) for record in validation],
-        growth=[
-            Growth(**spent(record), operator=record["operator"]) for record in records if record["kind"] == "growth"
-        ],
+        growth=[Growth(**spent(record), operator=record["operator"]) for record in growth],
         divergence={
             pair: value
             for pair, value in next((r["divergence"] for r in reversed(records) if r["kind"] == "layers"), {}).items()
@@ -242,7 +247,7 @@ def _probes(records: Sequence[dict[str, Any]]) -> float:
 
 
 def _final_loss(train: Sequence[dict[str, Any]], steps: int) -> float | None:
-    """The mean over the last tenth of the steps, or the last record's; None if that is no number."""
+    """The mean of the records of the last tenth of the steps, or the last one's; None if that is no number."""
     last = [record for record in train if record["step"] > (1 - LAST) * steps] or [train[-1]]
     losses = [record["loss"] for record in last]
     return None if None in losses else statistics.fmean(losses)
@@ -270,6 +275,19 @@ def _shape(model: ModelConfig) -> dict[str, Any]:
     return {"model": model.name, "heads": model.n_head, **shown}
 
 
+def _step_seconds(train: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]], steps: int) -> float:
+    """A step of each stage by its median, and over the stages the mean by their steps."""
+    ends = sorted({record["step"] for record in records if record["kind"] == "growth"} | {steps})
+    steady = {id(record) for record in _steady(train, records)}
+    weighed = []
+    for begin, end in pairwise([0, *ends]):
+        stage = [record for record in train if begin < record["step"] <= end]
+        timed = [record for record in stage if id(record) in steady] or stage
+        if timed:  # else it was shorter than what is recorded
+            weighed.append((end - begin, statistics.median(record["step_seconds"] for record in timed)))
+    return sum(count * seconds for count, seconds in weighed) / sum(count for count, _ in weighed)
+
+
 def _steady(train: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Records of steps without those that warm up, at the beginning and after each new engine; all if none is left."""
     starts = [r["step"] for r in records if r["kind"] == "growth" or r.get("event") in ("start", "resume")]
@@ -280,17 +298,30 @@ def _steady(train: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) 
 
 
 class _Spent:
-    """What had been spent by the step of a record: `spent(record)`, between the records of training steps linearly."""
+    """What had been spent by the step of a record: `spent(record)`, between the records of training steps linearly.
 
-    def __init__(self, train: Sequence[dict[str, Any]], end: Progress):
+    The steps between the last record of a stage and the event that ended it cost what those before them did.
+    """
+
+    def __init__(self, train: Sequence[dict[str, Any]], growth: Sequence[dict[str, Any]], end: Progress):
         self._steps, self._flops, self._seconds = [0], [0.0], [0.0]
-        last = {"step": end.step, "flops": end.flops, "step_seconds": train[-1]["step_seconds"]}
-        for record in (*train, last):
+        of_step = train[0]["flops"] / train[0]["step"]
+        last = {"kind": "train", "step": end.step, "flops": end.flops, "step_seconds": train[-1]["step_seconds"]}
+        seconds = train[0]["step_seconds"]
+        for record in sorted((*train, *growth, last), key=lambda record: (record["step"], record["kind"] == "growth")):
             steps = record["step"] - self._steps[-1]
-            if steps:
-                self._seconds.append(self._seconds[-1] + steps * record["step_seconds"])
-                self._steps.append(record["step"])
-                self._flops.append(record["flops"])
+            if record["kind"] == "growth":
+                self._add(steps, self._flops[-1] + steps * of_step, steps * seconds)
+                self._add(0, self._flops[-1], sum(record["seconds"].values()))
+            elif steps:
+                seconds = record["step_seconds"]
+                of_step = (record["flops"] - self._flops[-1]) / steps
+                self._add(steps, record["flops"], steps * seconds)
+
+    def _add(self, steps: int, flops: float, seconds: float) -> None:
+        self._steps.append(self._steps[-1] + steps)
+        self._flops.append(flops)
+        self._seconds.append(self._seconds[-1] + seconds)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         flops, seconds = (float(np.interp(record["step"], self._steps, of)) for of in (self._flops, self._seconds))

@@ -39,6 +39,8 @@ class Report:
     """By name: a caption, and the picture."""
     tables: Sequence[Table] = ()
     """Below the main one."""
+    remarks: Sequence[str] = ()
+    """What else is to be known, before the notes on the figures."""
     in_training: bool = True
     """Whether speedups are read off between evaluations in training; False where runs of several budgets say more."""
     others: Sequence[Arm] = ()
@@ -50,20 +52,30 @@ class Report:
 
     @property
     def notes(self) -> list[str]:
-        return notes(self.arms, self.in_training)
+        return [*self.remarks, *notes(self.arms, self.in_training)]
 
 
 def figure(arm: Arm, of: Callable[[RunRecord], float | None], form: str) -> str:
-    """Mean over the seeds, and the deviation where they differ; empty without any."""
+    """Mean over the seeds, and the deviation; empty without any."""
     mean, spread = arm.mean(of), arm.spread(of)
     if mean is None:
         return ""
-    alike = len(set(arm.values(of))) == 1
-    return format(mean, form) if spread is None or alike else f"{format(mean, form)} ± {format(spread, form)}"
+    return format(mean, form) if spread is None else f"{format(mean, form)} ± {format(spread, form)}"
+
+
+def percent(mean: float, least: float, most: float) -> str:
+    """`+60 % (+52 … +71)`, or without the brackets if there is but one."""
+    shown, low, high = (f"{round(100 * share):+d}" for share in (mean, least, most))
+    return f"{shown} %" if least == most else f"{shown} % ({low} … {high})"
 
 
 def _figure(of: Callable[[RunRecord], float | None], form: str) -> Cell:
     return lambda arm: figure(arm, of, form)
+
+
+def _count(of: Callable[[RunRecord], float], form: str) -> Cell:
+    """What runs of an arm mostly share; a deviation only where they do not."""
+    return lambda arm: format(of(arm.first), form) if len(set(arm.values(of))) == 1 else figure(arm, of, form)
 
 
 def _fact(of: Callable[[RunRecord], Any], form: str = "") -> Cell:
@@ -76,8 +88,7 @@ def _speedup_cell(gains: Mapping[str, Mapping[str, Speedup]], cost: str) -> Cell
         found = gains.get(arm.name, {}).get(cost)
         if found is None:
             return ""
-        between = "" if found.least == found.most else f" ({100 * found.least:+.0f} … {100 * found.most:+.0f})"
-        return f"{100 * found.mean:+.0f} %{between}"
+        return percent(found.mean, found.least, found.most)
 
     return cell
 
@@ -93,15 +104,16 @@ def figures(arms: Sequence[Arm], speedup: bool = True) -> list[tuple[str, Cell]]
         ("width", _fact(lambda run: run.widths)),
         ("micro batch", _fact(lambda run: run.micro_batch)),
         ("context", _fact(lambda run: run.context, ",")),
-        ("steps", _figure(lambda run: run.steps, ",.0f")),
-        ("tokens", _figure(lambda run: run.tokens, ",.0f")),
-        ("parameters", _figure(lambda run: run.parameters, ",.0f")),
-        ("training FLOPs", _figure(lambda run: run.flops, ".2e")),
+        ("steps", _count(lambda run: run.steps, ",.0f")),
+        ("tokens", _count(lambda run: run.tokens, ",.0f")),
+        ("parameters", _count(lambda run: run.parameters, ",.0f")),
+        ("training FLOPs", _count(lambda run: run.flops, ".2e")),
         ("ms per step", _figure(lambda run: run.step_ms, ",.1f")),
         ("tokens/s", _figure(lambda run: run.tokens_per_second, ",.0f")),
-        ("peak MiB", _figure(lambda run: run.memory_mib, ",.0f")),
+        ("peak memory, MiB", _figure(lambda run: run.memory_mib, ",.0f")),
         ("training loss at the end", _figure(lambda run: run.train_loss, ".4f")),
-        ("test batches", _figure(lambda run: run.test_batches, ",.0f")),
+        ("validation loss at the end", _figure(lambda run: run.validation_loss, ".4f")),
+        ("test batches", _count(lambda run: run.test_batches, ",.0f")),
         ("test loss, nats per target", _figure(lambda run: run.test_loss, ".4f")),
     ]
     if any(arm.first.accuracy for arm in arms):
@@ -125,20 +137,23 @@ def notes(arms: Sequence[Arm], speedup: bool = True) -> list[str]:
     said = [
         f"Test: {scored.tokens:,} targets ({scored.objective}), in samples of {scored.context:,} tokens, the same for "
         f"all; tokenizer {scored.tokenizer_name}.",
-        "ms per step, tokens/s: medians of the recorded steps without the first two of each engine. Training loss at "
-        "the end: mean of the last tenth of the steps. FLOPs as in docs/records.md: three times the forward pass.",
+        "ms per step, tokens/s: medians of the recorded steps without the first two of each engine, of a run that "
+        "grows the mean over its stages. Peak memory: of rank 0, allocated on its GPU or resident without one. "
+        "Training loss at the end: mean of the recorded batches in the last tenth of the steps.",
+        "FLOPs as in docs/records.md: three times the forward pass, less where matrices are frozen; with probes and "
+        "branches that lost.",
     ]
-    apart = sorted(
-        f"train.{key}"
-        for key in arms[0].first.arm["train"]
-        if len({json.dumps(arm.first.arm["train"].get(key)) for arm in arms}) > 1
-    )
+    if any(arm.first.arm["data"].get("curriculum") for arm in arms):
+        said.append(
+            "With a curriculum the batches at the end are of the longest chains, evaluations are of all lengths."
+        )
+    apart = _apart([arm.first.arm for arm in arms])
     if apart:
         said.append(f"Not trained alike: {', '.join(apart)} differ between arms.")
     if speedup and any(speedups(arm, arms[0]) for arm in arms[1:]):
         said.append(
             f"Speedup over {arms[0].name}: how much sooner the worse of both final validation losses is reached; in "
-            "brackets the least and the most over pairs of seeds, if there are several. A loss in the midst of a "
+            "brackets the least and the most over the seeds, which is no confidence interval. A loss in the midst of a "
             "schedule has not decayed yet, which counts against the arm that goes on."
         )
     if any(len(arm.runs) > 1 for arm in arms):
@@ -154,6 +169,20 @@ def notes(arms: Sequence[Arm], speedup: bool = True) -> list[str]:
             + ("." if len(machines) == 1 else ": not one machine, so the times do not belong together.")
         )
     return said
+
+
+def _apart(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What differs between configurations, but for the models and their growth."""
+    flat = [
+        {
+            f"{name}.{key}" if key else name: json.dumps(value, sort_keys=True)
+            for name, section in arm.items()
+            if name not in ("model", "growth")
+            for key, value in (section.items() if isinstance(section, dict) else [("", section)])
+        }
+        for arm in arms
+    ]
+    return sorted({key for of in flat for key in of if len({other.get(key) for other in flat}) > 1})
 
 
 def write_report(out: Path, report: Report) -> None:

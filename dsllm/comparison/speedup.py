@@ -4,9 +4,8 @@
     arm        loss 3.0 at 2.5e12 FLOPs, ends at 2.8      here 3.0, and the speedup 4 / 2.5 - 1 = +60 %
 
 Costs are read off the validation losses, linearly between two of them, at the first that is low enough: all training
-steps until then, of small stages too. FLOPs hold the branches that a race lost (docs/records.md), seconds and tokens do
-not. With several seeds each of the baseline's is paired with each of the arm's: the mean, and the least and the most of
-the pairs.
+steps until then, of small stages too. FLOPs hold the branches that a race lost (docs/records.md), seconds the growth
+events. Runs of equal seed are held against each other: the mean, and the least and the most of the pairs.
 """
 
 import statistics
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dsllm.comparison.arms import Arm
+from dsllm.comparison.arms import Arm, pairs
 from dsllm.comparison.record import Point
 
 COSTS = ("tokens", "flops", "seconds")
@@ -35,9 +34,9 @@ def speedups(arm: Arm, baseline: Arm) -> dict[str, Speedup]:
     """By cost; empty if a run has fewer than two evaluations in training, or an L* is where nothing was spent yet."""
     found = {}
     for cost in COSTS:
-        pairs = [_speedup(ours.validation, theirs.validation, cost) for ours in arm.runs for theirs in baseline.runs]
-        known = [pair for pair in pairs if pair is not None]
-        if known and len(known) == len(pairs):
+        each = [_speedup(ours.validation, other.validation, cost) for ours, other in pairs(arm.runs, baseline.runs)]
+        known = [pair for pair in each if pair is not None]
+        if known and len(known) == len(each):
             gains = [gain for gain, _ in known]
             loss = statistics.fmean(loss for _, loss in known)
             found[cost] = Speedup(loss, statistics.fmean(gains), min(gains), max(gains))

@@ -22,6 +22,7 @@ that knows beforehand when it grows.
 """
 
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,10 @@ class Study(Section):
         study, problems = validate(cls, read_yaml(path), "")
         raise_problems([f"{path}: {problem}" for problem in problems])
         assert study is not None
+        for key in ("seeds", "rates"):
+            values = getattr(study, key)
+            problems += [f"{key}: {value:g} twice" for value in dict.fromkeys(values) if values.count(value) > 1]
+        read_yaml(study.base)
         if study.flops == []:
             problems.append("flops: no budget; name one, or leave the key out")
         for arm in study.further if study.flops is not None else ():
@@ -104,13 +109,18 @@ class Study(Section):
             problems.append("further: budgets besides none; give flops, which all arms have")
         if study.tuned_at is not None and study.flops is None:
             problems.append("tuned_at: a budget, but the runs have none; give flops, or leave it out")
+        configs: dict[str, RunConfig] = {}
         for arm in study.arms:
             if not arm.replace("-", "").replace("_", "").replace(".", "").isalnum():
                 problems.append(f"arms.{arm}: a name of letters, digits, '-', '_' and '.' is needed")
             try:
-                study.config(arm, study.seeds[0], None, Path("runs/study"))
+                configs[arm] = study.config(arm, study.seeds[0], None, Path("runs/study"))
             except ConfigError as error:
-                problems += [f"arms.{arm}: {line.strip()}" for line in str(error).splitlines()[1:]]
+                first, *more = str(error).splitlines()
+                problems += [f"arms.{arm}: {line.strip()}" for line in more or [first]]
+        for (one, config), (other, same) in combinations(configs.items(), 2):
+            if config == same:
+                problems.append(f"arms.{other}: the same as {one}; remove one of them")
         raise_problems([f"{path}: {problem}" for problem in problems])
         return study
 

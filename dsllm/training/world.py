@@ -99,7 +99,7 @@ def joined(timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
     """Join the ranks of this run: the environment is completed, the process group made and, at the end, destroyed."""
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     if "RANK" not in os.environ:
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
+        os.environ.update(alone, MASTER_PORT=str(free_port()))
     export_interface(os.environ)
     local_rank = int(os.environ["LOCAL_RANK"])
     torch.set_num_threads(threads_per_process(int(os.environ.get("LOCAL_SIZE", "1"))))
@@ -161,7 +161,8 @@ def threads_per_process(processes: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host that nobody listens at."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

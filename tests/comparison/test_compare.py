@@ -66,6 +66,40 @@ def test_a_record_says_what_the_run_recorded(record, trained_run):
     assert record.validation[-1].seconds == pytest.approx(sum(r["step_seconds"] for r in train_records))
 
 
+def rewritten(run: Path, to: Path, change) -> Path:
+    """A copy of a run whose records went through `change`, a list to a list."""
+    shutil.copytree(run, to)
+    lines = [json.loads(line) for line in (to / "metrics.jsonl").read_text().splitlines()]
+    (to / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in change(lines)))
+    return to
+
+
+def test_a_growth_event_is_charged_and_a_step_is_that_of_all_stages(trained_run, tmp_path):
+    def grown(records):
+        for record in records:
+            if record["kind"] == "train":
+                step = record["step"]
+                record.update(
+                    step_seconds=1.0 if step <= 3 else 3.0, flops=step * 10.0 if step <= 3 else step * 30 - 60
+                )
+        event = {
+            "kind": "growth",
+            "step": 3,
+            "tokens": 3 * 256,
+            "operator": "stack",
+            "seconds": {"save": 4.0, "grow": 2.0},
+        }
+        # Step 3 was not recorded any more: what it cost is known of the stage's others.
+        return [record for record in records if record.get("step") != 3] + [event]
+
+    record = RunRecord.read(rewritten(trained_run, tmp_path / "grown", grown))
+    assert record.step_ms == pytest.approx((3 * 1000 + 5 * 3000) / 8)
+    assert record.tokens_per_second == pytest.approx(256 / (18 / 8))
+    (event,) = record.growth
+    assert (event.flops, event.seconds) == (pytest.approx(30), pytest.approx(3 + 6))
+    assert [point.seconds for point in record.validation] == pytest.approx([0, 3 + 6 + 3, 3 + 6 + 5 * 3])
+
+
 def test_a_record_comes_back_from_its_file(record, tmp_path):
     record.write(tmp_path / "a.json")
     assert RunRecord.read(tmp_path / "a.json") == record
@@ -215,20 +249,19 @@ def test_runs_in_another_precision_or_on_other_ranks_are_another_arm_and_saving_
 
 
 def test_a_run_that_diverged_is_refused_and_a_loss_that_is_no_number_is_left_blank(trained_run, tmp_path):
-    def rewritten(name, **null):
-        run = tmp_path / name
-        shutil.copytree(trained_run, run)
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        for line in lines:
-            if line["kind"] == null["kind"] and line.get("split") == null.get("split"):
-                line["loss"] = None
-        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return run
+    def without(kind, split=None):
+        def null(records):
+            for record in records:
+                if record["kind"] == kind and record.get("split") == split:
+                    record["loss"] = None
+            return records
 
-    record = RunRecord.read(rewritten("train", kind="train"))
+        return rewritten(trained_run, tmp_path / kind, null)
+
+    record = RunRecord.read(without("train"))
     assert record.train_loss is None and dict(table(arms_of([record])))["training loss at the end"] == ""
     with pytest.raises(UserError, match="its test loss is no number, the run has diverged"):
-        RunRecord.read(rewritten("test", kind="eval", split="test"))
+        RunRecord.read(without("eval", "test"))
 
 
 def test_records_of_several_folders_with_one_name_are_all_kept(trained_run, second_run, tmp_path):

@@ -6,10 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from dsllm.comparison.jobs import Jobs
 from dsllm.comparison.record import Diverged, RunRecord
 from dsllm.comparison.runner import Runner
 from dsllm.comparison.study import Study
@@ -35,6 +37,10 @@ def test_runs_are_made_once_a_broken_one_is_resumed_and_the_report_stands(recipe
     study.write_text(study.read_text().replace("steps: 4", "steps: 6"))
     refused = python(*command, expect=2)
     assert "one_seed1.json: of another study (train.steps was 4, now 6)" in refused and "Traceback" not in refused
+    # Nor are the runs themselves taken for those of the other study.
+    refused = python(*command[:2], "--out", tmp_path / "other", "--work", tmp_path / "work", expect=2)
+    assert "one_seed1: of another study (train.steps was 4, now 6); take another --work" in refused
+    assert not list((tmp_path / "other" / "records").iterdir())
     study.write_text(study.read_text().replace("steps: 6", "steps: 4"))
 
     # As after a kill: one run has no record, and its last checkpoint is not there.
@@ -73,7 +79,7 @@ LOSSES = {"a": {0.1: 3.0, 0.2: 2.0, 0.4: 1.5}, "b": {0.025: 1.1, 0.05: 0.9, 0.1:
 @pytest.mark.parametrize("seed", [1, 0])
 def test_one_seed_tries_the_rates_and_the_best_on_val_serves_all(seed, recipe, trained_run, tmp_path):
     more = {"rates": [0.1, 0.2], "tuned_on": seed}
-    study = Study.read(written(tmp_path / "s.yaml", recipe, arms={"a": {}, "b": {}}, **more))
+    study = Study.read(written(tmp_path / "s.yaml", recipe, arms={"a": {}, "b": {"model": {"n_layer": 1}}}, **more))
     runner = Pretended(RunRecord.read(trained_run), LOSSES, study, tmp_path / "work", tmp_path / "out", 1)
     arms = runner.compared()
     assert [run.arm["train"]["lr"] for run in arms["a"][None].runs] == [0.4, 0.4]
@@ -109,6 +115,32 @@ def test_an_arm_that_cannot_grow_so_is_told_before_any_is_trained(recipe, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_run_that_diverges_is_left_out_said_and_not_tried_again(recipe, tmp_path):
+    arms = {"good": {}, "bad": {"train": {"lr": 1e30}}}
+    study = written(tmp_path / "s.yaml", recipe, arms=arms, seeds=[1])
+    command = ("launch/study.py", study, "--out", tmp_path / "out", "--work", tmp_path / "work")
+    said = python(*command)
+    assert "Diverged, and left out: bad_seed1." in said and "| arm | good |" in said
+    shutil.rmtree(tmp_path / "work")
+    assert "Diverged, and left out: bad_seed1." in python(*command) and not (tmp_path / "work").exists()
+
+
+def test_after_an_error_nothing_is_begun_any_more(tmp_path):
+    jobs, begun, told = Jobs(tmp_path, 1, 2), [], threading.Event()
+
+    def make(run):
+        begun.append(run)
+        if run == "fails":
+            raise UserError("so it is")
+        assert told.wait(60)
+
+    threading.Timer(2, told.set).start()
+    with pytest.raises(UserError, match="so it is"):
+        jobs.side_by_side(make, ["long", "fails", *range(20)])
+    assert begun[:2] == ["long", "fails"] and len(begun) <= 3
+
+
+@pytest.mark.slow
 def test_several_budgets_side_by_side_with_an_arm_that_grows(recipe, tmp_path):
     arms = {"scratch": {"model": {"n_layer": 2}}, "grown": {**GROWS, "growth": {**GROWS["growth"], "watch_every": 0}}}
     more = {"flops": [2e9, 3e9], "further": {"scratch": [5e9]}, "seeds": [1]}
@@ -125,19 +157,21 @@ def test_several_budgets_side_by_side_with_an_arm_that_grows(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_a_study_that_is_stopped_ends_its_runs_and_goes_on(recipe, tmp_path):
-    study = written(tmp_path / "long.yaml", recipe, arms={"a": {}}, seeds=[1])
+    study = written(tmp_path / "long.yaml", recipe, arms={"a": {}}, seeds=[1, 2])
     study.write_text(study.read_text().replace("steps: 4", "steps: 100000"))
-    process = start([sys.executable, "launch/study.py", study, "--out", tmp_path / "out", "--work", tmp_path / "work"])
-    records = tmp_path / "work" / "a_seed1" / "metrics.jsonl"
+    command = [sys.executable, "launch/study.py", study, "--out", tmp_path / "out", "--work", tmp_path / "work"]
+    process = start([*command, "--ranks", 2, "--jobs", 2])  # two launchers, four ranks
+    records = [tmp_path / "work" / f"a_seed{seed}" / "metrics.jsonl" for seed in (1, 2)]
     for _ in range(600):
-        if records.exists() and '"train"' in records.read_text():
+        if all(file.exists() and '"train"' in file.read_text() for file in records):
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
     assert not subprocess.run(["pgrep", "-f", str(tmp_path / "work")], capture_output=True).stdout
-    assert list((tmp_path / "work" / "a_seed1" / "checkpoints").glob("step_*"))
+    for seed in (1, 2):
+        assert list((tmp_path / "work" / f"a_seed{seed}" / "checkpoints").glob("step_*"))
 
 
 @pytest.mark.slow

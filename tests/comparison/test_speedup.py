@@ -7,7 +7,8 @@ from dsllm.comparison.speedup import cost_of, speedups
 
 
 class Run:
-    def __init__(self, *points: tuple[float, float]):
+    def __init__(self, *points: tuple[float, float], seed: int = 1):
+        self.seed = seed
         self.validation = [Point(tokens=int(x), flops=10 * x, seconds=x / 2, loss=loss) for x, loss in points]
 
 
@@ -46,10 +47,17 @@ def test_an_arm_that_ends_higher_is_slower_and_measured_at_its_own_end():
     assert (gain.mean, gain.loss) == (pytest.approx(-0.75), 4.0)
 
 
-def test_seeds_are_paired_each_with_each():
-    two = Arm(SCRATCH, Run((0, 10.0), (100, 4.0), (500, 3.0)))
-    gain = speedups(Arm(Run((0, 10.0), (250, 3.0)), Run((0, 10.0), (200, 3.0))), two)["tokens"]
+TWO = Arm(SCRATCH, Run((0, 10.0), (100, 4.0), (500, 3.0), seed=2))
+
+
+def test_runs_of_one_seed_are_held_against_each_other():
+    gain = speedups(Arm(Run((0, 10.0), (200, 3.0), seed=2), Run((0, 10.0), (250, 3.0))), TWO)["tokens"]
     assert (gain.least, gain.most) == (pytest.approx(400 / 250 - 1), pytest.approx(500 / 200 - 1))
+    assert gain.mean == pytest.approx((0.6 + 1.5) / 2)
+
+
+def test_where_no_seeds_are_equal_each_run_is_held_against_each():
+    gain = speedups(Arm(Run((0, 10.0), (250, 3.0), seed=7), Run((0, 10.0), (200, 3.0), seed=8)), TWO)["tokens"]
     assert gain.mean == pytest.approx((0.6 + 1.0 + 1.0 + 1.5) / 4)
 
 

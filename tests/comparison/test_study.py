@@ -14,8 +14,8 @@ TRAIN = {"steps": 4, "eval_every": 2, "checkpoint_every": 2, "ds_config": "ds_co
 GROWS = {"model": {"name": "progressive", "n_layer": 1}, "growth": {"preset": "no_diverge", "policy": "schedule"}}
 
 
-def written(path, base, **values):
-    study = {"base": str(base), "set": {"train": TRAIN}, "seeds": [1, 2], **values}
+def written(path, recipe, **values):
+    study = {"base": str(recipe), "set": {"train": TRAIN}, "seeds": [1, 2], **values}
     path.write_text(yaml.safe_dump(study, sort_keys=False))
     return path
 
@@ -53,7 +53,7 @@ def test_an_arm_of_another_model_has_the_keys_that_this_model_knows(recipe, tmp_
 
 
 def test_some_arms_have_further_budgets_than_all_share(recipe, tmp_path):
-    arms, further = {"a": {}, "b": {}}, {"a": [4e9, 1e9]}
+    arms, further = {"a": {}, "b": {"model": {"n_layer": 1}}}, {"a": [4e9, 1e9]}
     study = Study.read(written(tmp_path / "s.yaml", recipe, arms=arms, flops=[2e9, 1e9], further=further))
     assert (study.budgets("a"), study.budgets("b"), study.shared_budget) == ([1e9, 2e9, 4e9], [1e9, 2e9], 2e9)
     assert study.tuning_budget == 2e9 and study.model_copy(update={"tuned_at": 1e9}).tuning_budget == 1e9
@@ -86,6 +86,10 @@ def test_the_studies_that_ship_are_right(path):
         ({"arms": {"a": {"model": {"name": "gpt3"}}}}, "arms.a:"),
         ({"arms": {"a": {"growth": {"operator": "graft"}}}}, "arms.a: growth.operator = graft: no such operator"),
         ({"arms": {"a": {}}, "flops": []}, "flops: no budget"),
+        ({"arms": {"a": {}}, "seeds": [1, 2, 1]}, "seeds: 1 twice"),
+        ({"arms": {"a": {}}, "rates": [0.1, 0.1]}, "rates: 0.1 twice"),
+        ({"arms": {"a": {}, "b": {"model": {"n_layer": 2}}}}, "arms.b: the same as a; remove one of them"),
+        ({"arms": {"a": {}}, "base": "launch/recipes/smal.yaml"}, "did you mean launch/recipes/small.yaml?"),
         ({"arms": {"a": {}}, "flops": 1e9, "further": {"b": [2e9]}}, "further.b: no such arm; the arms are a"),
         ({"arms": {"a": {}}, "further": {"a": [2e9]}}, "further: budgets besides none"),
         ({"arms": {"a": {}}, "tuned_at": 2e9}, "tuned_at: a budget, but the runs have none"),

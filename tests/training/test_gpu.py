@@ -41,7 +41,7 @@ def test_every_stage_has_the_losses_of_a_cpu(stage, recipe, trained_run, tmp_pat
 
 
 def test_the_launcher_starts_a_rank_on_the_gpu(recipe, trained_run, tmp_path):
-    train_on_gpu(recipe, tmp_path / "run", (DEEPSPEED, "--num_gpus", 1))
+    train_on_gpu(recipe, tmp_path / "run", (*DEEPSPEED, "--num_gpus", 1))
     assert losses(tmp_path / "run") == pytest.approx(losses(trained_run), abs=2e-4)
 
 

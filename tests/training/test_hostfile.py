@@ -1,12 +1,12 @@
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from dsllm.errors import UserError
 from dsllm.training.hostfile import read_hostfile
+from tests.launching import DEEPSPEED
 
 SCRIPT = """
 from dsllm.errors import user_errors_exit
@@ -63,9 +63,8 @@ def test_a_missing_or_binary_hostfile_is_refused(tmp_path: Path, content: bytes 
 def launch(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     script = folder / "train.py"
     script.write_text(SCRIPT)
-    deepspeed = Path(sys.executable).with_name("deepspeed")
     return subprocess.run(
-        [deepspeed, *options, "--num_gpus", "1", script, "--hostfile", "of-the-script"],
+        [*map(str, DEEPSPEED), *options, "--num_gpus", "1", script, "--hostfile", "of-the-script"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
