@@ -13,6 +13,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vP*"
 SIZE = (7.2, 4.4)
 """Inches; at 150 dots per inch, 1,080 × 660."""
+BESIDE = 6
+"""With more arms than that the legend stands beside the curves, which it would hide."""
 AXES: dict[str, tuple[str, Callable[[Point], float]]] = {
     "tokens": ("tokens trained on", lambda point: point.tokens),
     "flops": ("training FLOPs", lambda point: point.flops),
@@ -52,16 +54,23 @@ def plots_of(arms: Sequence[Arm]) -> dict[str, tuple[str, bytes]]:
 
 def plot_of_budgets(arms: Mapping[str, Mapping[float, Arm]]) -> dict[str, tuple[str, bytes]]:
     """By name: a caption, and the picture of final losses over budgets; nothing of a single budget."""
-    if len({budget for of in arms.values() for budget in of}) < 2:
+    budgets = sorted({budget for of in arms.values() for budget in of})
+    if len(budgets) < 2:
         return {}
     figure, axes = _figure()
     for number, of in enumerate(arms.values()):
-        spent = [arm.mean(lambda run: run.flops) for arm in of.values()]
+        aside = 1.012 ** (number - (len(arms) - 1) / 2)  # where all have one budget, their points would hide each other
+        spent = [budget * aside for budget in of]
         losses = [arm.mean(lambda run: run.test_loss) for arm in of.values()]
         bars = [arm.spread(lambda run: run.test_loss) or 0.0 for arm in of.values()]
         axes.errorbar(spent, losses, bars, label=_label(next(iter(of.values()))), capsize=2, **_style(number))
     axes.set_xscale("log")
-    caption = "Test loss at the end of runs by what they spent, each decayed; bars: one standard deviation over seeds."
+    axes.minorticks_off()
+    axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
+    caption = (
+        "Test loss at the end of runs by what they spent, each decayed; bars: one standard deviation over seeds; "
+        "points of one budget stand side by side."
+    )
     picture = _finished(figure, axes, "training FLOPs of a run", "test loss, nats per target")
     return {"loss_by_budget": (caption, picture)}
 
@@ -82,7 +91,11 @@ def _figure() -> tuple[Any, Any]:
 def _finished(figure: Any, axes: Any, x: str, y: str) -> bytes:
     """The picture, with what its axes are and whose curves are whose."""
     axes.set(xlabel=x, ylabel=y)
-    axes.legend(fontsize=9, facecolor="white", framealpha=0.85, edgecolor="none")
+    if len(axes.get_legend_handles_labels()[1]) > BESIDE:
+        figure.set_size_inches(SIZE[0] + 2, SIZE[1])
+        figure.legend(fontsize=9, frameon=False, loc="outside right upper")
+    else:
+        axes.legend(fontsize=9, facecolor="white", framealpha=0.85, edgecolor="none")
     return _png(figure)
 
 
