@@ -50,7 +50,7 @@ class Gain:
     least: float
     most: float
     bound: str = ""
-    """`≥` or `≤` if the baseline's budgets do not reach that far for some of the pairs."""
+    """`≥` or `≤` if the baseline's budgets do not reach that far for some of the pairs; `about` if both."""
 
     def __str__(self) -> str:
         return f"{self.bound} {percent(self.mean, self.least, self.most)}".strip()

@@ -54,9 +54,12 @@ class Point(_Part):
 
 
 class Growth(_Part):
+    """A structural event, and what had been spent when it was over."""
+
     tokens: int
     flops: float
     seconds: float
+    """Of training steps and growth events, its own included."""
     operator: str
 
 
