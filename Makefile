@@ -36,11 +36,9 @@ demo: env
 	@echo
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir runs, then open http://localhost:6006"
 
-# Tests that launch no training go side by side; the others, of several processes each, one after the other.
-SIDE_BY_SIDE := $(addprefix tests/,benchmarks data data_prep growth models)
+# Files go side by side, their tests one after the other: a file's tests share the runs that they look at.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(SIDE_BY_SIDE))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: env
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dsllm.processor import processor_name
+from dsllm.machine import processor_name
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from dsllm.models.language_model import LanguageModel
-from dsllm.processor import processor_name
 from dsllm.training.loading import load_model
 
 TURN, TURNS = 16, 4
@@ -18,7 +17,7 @@ TURN, TURNS = 16, 4
 @torch.no_grad()
 def measure_inference(folders: Mapping[str, Path]) -> dict[str, tuple[float, float]]:
     """By name: milliseconds of a prefill of half a context, and the median per token decoded after it, batch 1."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = inference_device()
     loaded = {name: load_model(folder).to(device) for name, folder in folders.items()}
     models = {name: model for name, model in loaded.items() if model.config.context > 1}
     for model in models.values():  # what the first call alone does
@@ -36,11 +35,9 @@ def measure_inference(folders: Mapping[str, Path]) -> dict[str, tuple[float, flo
     }
 
 
-def this_machine() -> str:
-    """What the figures depend on, in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{processor_name()}, {torch.get_num_threads()} threads"
+def inference_device() -> torch.device:
+    """Where they are measured: on the first GPU, if there is one."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 class _Decoding:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dsllm.config import ModelConfig, RunConfig
 from dsllm.data.files import os_errors_named, write_atomically
 from dsllm.data.problems import chance_of
-from dsllm.errors import UserError
+from dsllm.errors import ConfigError, UserError
 from dsllm.models import skeleton
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.monitor import read_metrics
@@ -101,6 +101,8 @@ class RunRecord(_Part):
     tokens: int
     parameters: int
     flops: float
+    trained_on: str | None = None
+    """The machine of rank 0, to which all seconds belong; None of runs by an older dsllm."""
     step_ms: float
     tokens_per_second: float
     memory_mib: float
@@ -157,13 +159,14 @@ class RunRecord(_Part):
             with os_errors_named(path):
                 content = path.read_bytes()
             try:
-                return cls.model_validate_json(content)
+                record = cls.model_validate_json(content)
             except ValidationError as error:
                 first = error.errors()[0]
                 raise UserError(
                     f"{path}: no record of a run ({'.'.join(map(str, first['loc']))}: {first['msg']}); give a run's "
                     f"folder, or a file that --records wrote"
                 ) from None
+            return record.model_copy(update={"arm": completed(record.arm)})
         return _of_run(path)
 
     def of_data(self, data: str) -> "RunRecord":
@@ -213,6 +216,7 @@ def _of_run(run: Path) -> RunRecord:
         tokens=checkpoint.progress.tokens,
         parameters=skeleton(model).count_parameters(),
         flops=checkpoint.progress.flops + _probes(records),
+        trained_on=" and ".join(sorted({r["machine"] for r in records if "machine" in r})) or None,
         step_ms=1000 * step_seconds,
         tokens_per_second=checkpoint.progress.tokens / checkpoint.progress.step / step_seconds,
         memory_mib=max(record["memory_bytes"] for record in train) / 2**20,
@@ -265,6 +269,18 @@ def arm_of(config: RunConfig, data: str) -> dict[str, Any]:
         del values["train"][key]
     values["data"]["path"] = data
     return values
+
+
+def completed(arm: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of keys that have come since it was written; as it is where this dsllm cannot read it."""
+    origin = {key: arm[key] for key in ("ranks", "precision")}
+    try:
+        config = RunConfig.from_values(
+            {**{key: arm[key] for key in arm if key not in origin}, "run_dir": "runs/of_a_record"}
+        )
+    except ConfigError:
+        return arm
+    return arm_of(config, arm["data"]["path"]) | origin
 
 
 def _data(order: dict[str, Any]) -> Any:

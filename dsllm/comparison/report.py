@@ -161,14 +161,20 @@ def notes(arms: Sequence[Arm], speedup: bool = True) -> list[str]:
     single = [arm.name for arm in arms if len(arm.runs) == 1]
     if single:
         said.append(f"One seed only, so no spread: {', '.join(single)}.")
-    if any(arm.first.prefill_ms is not None for arm in arms):
-        machines = {run.inference_on for arm in arms for run in arm.runs if run.inference_on}
+    runs = [run for arm in arms for run in arm.runs]
+    said.append("Trained on " + _machines([run.trained_on for run in runs]))
+    if any(run.prefill_ms is not None for run in runs):
         said.append(
             "Prefill of half a context, decoding after it, batch 1, fp32, the first seed of each arm, on "
-            + " and on ".join(sorted(machines))
-            + ("." if len(machines) == 1 else ": not one machine, so the times do not belong together.")
+            + _machines([run.inference_on for run in runs if run.inference_on])
         )
     return said
+
+
+def _machines(names: Sequence[str | None]) -> str:
+    known = sorted({name or "a machine that was not recorded" for name in names})
+    apart = ": not one machine, so the times do not belong together" if len(known) > 1 else ""
+    return " and on ".join(known) + apart + "."
 
 
 def _apart(arms: Sequence[Mapping[str, Any]]) -> list[str]:

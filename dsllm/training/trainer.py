@@ -22,6 +22,7 @@ from dsllm.config import ModelConfig, RunConfig
 from dsllm.data.batches import Batch, evaluation_batches
 from dsllm.data.dataset import SampleSource
 from dsllm.errors import CheckpointError, Stopped
+from dsllm.machine import machine_name
 from dsllm.models import skeleton
 from dsllm.models.language_model import LanguageModel
 from dsllm.store import TensorStore
@@ -311,6 +312,7 @@ class BaseTrainer:
             "precision": self.origin.precision,
             "tokens_per_step": self.tokens_per_step,
             "parameters": self.parameters,
+            "machine": machine_name(self.world.device),
             "note": list(self.config.model.remarks()),
             "changed": changed,
             "set_aside": aside,

@@ -1,5 +1,6 @@
 """Finished runs side by side: what a record says, what is refused, and the page in a real browser."""
 
+import copy
 import functools
 import http.server
 import json
@@ -15,7 +16,7 @@ import yaml
 from dsllm.comparison.arms import arms_of
 from dsllm.comparison.plots import plots_of
 from dsllm.comparison.record import Growth, RunRecord
-from dsllm.comparison.report import Report, Table, markdown, page, table, write_report
+from dsllm.comparison.report import Report, Table, markdown, notes, page, table, write_report
 from dsllm.errors import UserError
 from dsllm.training.monitor import read_metrics
 from tests.launching import python, train
@@ -162,6 +163,25 @@ def test_a_single_run_stands_alone_and_says_so(record):
     arms = arms_of([record])
     text = markdown(Report("One", arms, {}))
     assert "One seed only, so no spread: one_rank." in text and "±" not in text
+
+
+def test_a_record_of_before_a_key_came_is_one_of_its_default(record, tmp_path):
+    older = copy.deepcopy(record.arm)
+    del older["train"]["beta2"], older["data"]["mask_documents"], older["model"]["positions"]
+    changed(record, arm=older).write(tmp_path / "older.json")
+    assert RunRecord.read(tmp_path / "older.json").key == record.key
+    unknown = {**older, "model": {"name": "of a module that is not here"}}
+    changed(record, arm=unknown).write(tmp_path / "unknown.json")
+    assert RunRecord.read(tmp_path / "unknown.json").arm == unknown
+
+
+def test_runs_of_several_machines_are_said_not_to_be_timed_alike(record):
+    assert record.trained_on and f"Trained on {record.trained_on}." in notes(arms_of([record]))
+    elsewhere = of_another_arm(record, trained_on="another machine")
+    (said,) = [note for note in notes(arms_of([record, elsewhere])) if "Trained on" in note]
+    assert record.trained_on in said and "another machine" in said and "not one machine" in said
+    unknown = of_another_arm(record, trained_on=None)
+    assert any("a machine that was not recorded" in note for note in notes(arms_of([record, unknown])))
 
 
 def test_problems_are_told_by_h90_and_accuracy_in_place_of_bits(record):

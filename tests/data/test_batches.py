@@ -7,8 +7,7 @@ from dsllm.data.batches import BatchLoader, Prefetcher, evaluation_batches
 from dsllm.data.blend import Blend
 from dsllm.data.dataset import TokenDataset
 from dsllm.errors import ConfigError, DataError
-
-from .folders import documents, write_folder
+from tests.data.folders import documents, write_folder
 
 T, GLOBAL = 16, 24
 

@@ -4,8 +4,7 @@ import pytest
 from dsllm.data.blend import Blend
 from dsllm.data.dataset import TokenDataset
 from dsllm.errors import ConfigError, DataError
-
-from .folders import TOKENIZER, documents, write_folder
+from tests.data.folders import TOKENIZER, documents, write_folder
 
 
 @pytest.fixture

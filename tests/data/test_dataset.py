@@ -6,8 +6,7 @@ import pytest
 
 from dsllm.data.dataset import TokenDataset
 from dsllm.errors import DataError
-
-from .folders import END, TOKENIZER, documents, write_folder
+from tests.data.folders import END, TOKENIZER, documents, write_folder
 
 SHARDS = [documents(0, 30), documents(1, 1, longest=1), documents(2, 2, longest=3), documents(3, 30)]
 

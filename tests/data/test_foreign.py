@@ -5,8 +5,7 @@ from dsllm.data import foreign
 from dsllm.data.foreign import import_flat, is_llmc, read_llmc, read_nanogpt, write_llmc, write_nanogpt
 from dsllm.data.indexed import IndexedPair
 from dsllm.errors import DataError
-
-from .folders import END, documents, write_folder, write_shard
+from tests.data.folders import END, documents, write_folder, write_shard
 
 SHARDS = [documents(0, 20), documents(1, 20), [np.array([5, END])]]
 

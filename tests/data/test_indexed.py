@@ -11,8 +11,7 @@ import pytest
 from dsllm.data.files import temporary
 from dsllm.data.indexed import HEADER, MAGIC, IndexedPair, IndexedWriter, PairSummary, bin_path, idx_path, token_dtype
 from dsllm.errors import DataError
-
-from .folders import documents
+from tests.data.folders import documents
 
 
 def write(prefix: Path, docs: list[np.ndarray], dtype: str = "u2") -> PairSummary:

@@ -4,8 +4,7 @@ import pytest
 
 from dsllm.data.manifest import Manifest, write_rates
 from dsllm.errors import DataError
-
-from .folders import documents, write_folder
+from tests.data.folders import documents, write_folder
 
 
 @pytest.fixture

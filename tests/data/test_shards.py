@@ -4,8 +4,7 @@ import pytest
 from dsllm.data.dataset import TokenDataset
 from dsllm.data.foreign import write_llmc, write_nanogpt
 from dsllm.errors import DataError
-
-from .folders import END, TOKENIZER, documents, write_folder
+from tests.data.folders import END, TOKENIZER, documents, write_folder
 
 DOCS = [documents(0, 20), documents(1, 20)]
 STREAM = np.concatenate(DOCS[0] + DOCS[1])

@@ -3,8 +3,7 @@ import pytest
 
 from dsllm.data.verify import verify_folder
 from dsllm.errors import DataError
-
-from .folders import END, documents, write_folder
+from tests.data.folders import END, documents, write_folder
 
 
 @pytest.fixture

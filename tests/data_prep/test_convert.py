@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpora import documents
 
 from data_prep.convert import convert
 from dsllm.data.indexed import IndexedWriter
@@ -12,6 +11,7 @@ from dsllm.data.manifest import Manifest
 from dsllm.data.verify import verify_folder
 from dsllm.errors import DataError
 from dsllm.tokenizer import tokenizer_of
+from tests.data_prep.corpora import documents
 
 E = 50256
 

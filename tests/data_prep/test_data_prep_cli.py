@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from corpora import documents, json_lines, texts
 
 from data_prep.cli import main
+from tests.data_prep.corpora import documents, json_lines, texts
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpora import texts
 
 from data_prep.batches import Batch, batches
 from data_prep.encoding import MAX_RUN, encode_batches
@@ -13,6 +12,7 @@ from data_prep.sources.opening import open_source
 from data_prep.splits import SplitRule
 from dsllm.errors import DataError
 from dsllm.tokenizer import load_tokenizer
+from tests.data_prep.corpora import texts
 
 EVERYTHING = SplitRule((1.0, 0.0, 0.0))
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import datasets
 import pytest
-from corpora import contents, documents, json_lines, texts
 
 from data_prep.fast import DisagreementError
 from data_prep.journal import JOURNAL_NAME, Journal, locked
@@ -22,6 +21,7 @@ from dsllm.data.manifest import Manifest
 from dsllm.data.verify import verify_folder
 from dsllm.errors import DataError
 from dsllm.tokenizer import load_tokenizer, tokenizer_of
+from tests.data_prep.corpora import contents, documents, json_lines, texts
 
 SETS = 4_000
 """Tokens of a set of shards, so that a small corpus makes many."""

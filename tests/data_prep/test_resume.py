@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from corpora import contents, json_lines, texts
 
 from data_prep.journal import JOURNAL_NAME, Journal
 from data_prep.prepare import Request, prepare
 from dsllm.data.verify import verify_folder
+from tests.data_prep.corpora import contents, json_lines, texts
 
 KILLS = 10
 SHARD_TOKENS = 5_000

@@ -13,13 +13,13 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 import zstandard
-from corpora import json_lines, texts
 
 from data_prep.sources.base import Source
 from data_prep.sources.hub import DatasetSource
 from data_prep.sources.installed import InstalledSource
 from data_prep.sources.opening import open_source
 from dsllm.errors import DataError
+from tests.data_prep.corpora import json_lines, texts
 
 
 def all_texts(source: Source, position=None) -> list[str | None]:

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .hosts import Cluster, hosts, missing_requirement
+from tests.multihost.hosts import Cluster, hosts, missing_requirement
 
 
 @pytest.fixture(scope="module")

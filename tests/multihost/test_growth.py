@@ -15,8 +15,7 @@ import pytest
 from dsllm.store import TensorStore
 from dsllm.training.checkpoints import complete_checkpoints
 from dsllm.training.monitor import read_metrics
-
-from .hosts import REPOSITORY, Cluster
+from tests.multihost.hosts import REPOSITORY, Cluster
 
 pytestmark = [pytest.mark.multihost, pytest.mark.slow]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .hosts import REPOSITORY, Cluster, hosts, missing_requirement
+from tests.multihost.hosts import REPOSITORY, Cluster, hosts, missing_requirement
 
 pytestmark = pytest.mark.multihost
 

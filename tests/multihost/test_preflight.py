@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .hosts import REPOSITORY, Cluster
+from tests.multihost.hosts import REPOSITORY, Cluster
 
 pytestmark = pytest.mark.multihost
 

@@ -16,8 +16,7 @@ from dsllm.data.manifest import Manifest, ShardInfo
 from dsllm.tokenizer import load_tokenizer
 from dsllm.training.checkpoints import MARKER, checkpoint_name, complete_checkpoints
 from dsllm.training.monitor import read_metrics
-
-from .hosts import REPOSITORY, Cluster
+from tests.multihost.hosts import REPOSITORY, Cluster
 
 pytestmark = [pytest.mark.multihost, pytest.mark.slow]
 
