@@ -44,6 +44,11 @@ class ModelConfig(Section):
         """Attention layers that are executed, and their width: of each level, if vectors are of several kinds."""
         return ((self.n_layer, self.n_embd),)
 
+    @property
+    def any_length(self) -> bool:
+        """Whether a model of the same tensors reads sequences longer than `context`, too."""
+        return False
+
     def remarks(self) -> Iterator[str]:
         """What is allowed, but hardly meant: said when a run begins."""
         return iter(())

@@ -17,9 +17,9 @@ from dsllm.command_line import positive
 from dsllm.config import RunConfig
 from dsllm.data.batches import EvaluationBatch, evaluation_batches
 from dsllm.data.dataset import SampleSource
-from dsllm.data.manifest import Manifest
 from dsllm.data.problems import chance_of
-from dsllm.errors import DataError, UserError, user_errors_exit
+from dsllm.errors import UserError, user_errors_exit
+from dsllm.training.beyond import with_room_for_beyond
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.evaluation import Evaluation, evaluate, phase_losses
 from dsllm.training.leak import LeakAlarm
@@ -42,7 +42,7 @@ def main() -> None:
         checkpoint = find_checkpoint(arguments.run)
         config, tokenizer = resolve_vocabulary(checkpoint.config())
         check_same_tokenizer(checkpoint, tokenizer.info)
-        splits = _splits_of_reasoning(config) if arguments.reasoning else [arguments.split]
+        config, splits = _for_reasoning(config) if arguments.reasoning else (config, [arguments.split])
         sources = {split: open_split(config, split) for split in splits}
         source = sources[splits[0]]
         if arguments.period is not None and arguments.period > config.model.context:
@@ -59,7 +59,7 @@ def main() -> None:
             )
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_model(checkpoint.path).to(device)
+        model = load_model(checkpoint.path, config.model.context).to(device)
         step = checkpoint.progress.step
         results: dict[str, Evaluation] = {}
         for split, of in sources.items():
@@ -95,21 +95,22 @@ def main() -> None:
     print(json.dumps(facts))
 
 
-def _splits_of_reasoning(config: RunConfig) -> list[str]:
-    """test and, where there is one, beyond. Raises `UserError` if the run's data are no problems."""
+def _for_reasoning(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """The run, with room for chains beyond those trained on if there are any, and the splits to ask.
+
+    Raises `UserError` if the run's data are no problems.
+    """
     if not open_split(config, "test").labelled:
         raise UserError(
             f"--reasoning: {', '.join(config.data.paths)} holds text, not problems with chains; train on a folder that "
             f"`python -m data_prep reasoning` made"
         )
-    if not all("beyond" in Manifest.read(Path(path)).splits for path in config.data.paths):
-        return ["test"]
     try:
-        open_split(config, "beyond")
-    except DataError as error:
+        longer = with_room_for_beyond(config)
+    except UserError as error:
         print(f"beyond is left out: {error}")
-        return ["test"]
-    return ["test", "beyond"]
+        longer = None
+    return (config, ["test"]) if longer is None else (longer, ["test", "beyond"])
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ def plots_of(arms: Sequence[Arm]) -> dict[str, tuple[str, bytes]]:
             found[f"accuracy_by_{axis}"] = caption, _curves(arms, axis, _area, "mean accuracy over chain lengths")
     if any(arm.first.accuracy for arm in arms):
         caption = "Accuracy by the length of the chain of reasoning, on test; bars: one standard deviation over seeds."
+        if any(run.beyond for arm in arms for run in arm.runs):
+            caption += " Shaded: chains longer than any in training."
         found["accuracy_by_chain"] = caption, _accuracy(arms)
         caption = "Mean accuracy over chain lengths against loss, a point for each run."
         found["accuracy_by_loss"] = caption, _accuracy_and_loss(arms)
@@ -150,14 +152,18 @@ def _accuracy(arms: Sequence[Arm]) -> bytes:
 
     figure, axes = _figure()
     for number, arm in enumerate(arms):
-        lengths = sorted({int(length) for run in arm.runs for length in run.accuracy})
-        shares = [[run.accuracy[str(k)] for run in arm.runs if str(k) in run.accuracy] for k in lengths]
+        by_run = [{int(length): share for length, share in (run.accuracy | run.beyond).items()} for run in arm.runs]
+        lengths = sorted(set().union(*by_run))
+        shares = [[of[length] for of in by_run if length in of] for length in lengths]
         bars = [np.std(of, ddof=1) if len(of) > 1 else 0.0 for of in shares]
         axes.errorbar(lengths, [np.mean(of) for of in shares], bars, label=_label(arm), capsize=2, **_style(number))
     chance = {int(k): share for arm in arms for run in arm.runs for k, share in run.chance.items()}
     if chance:
         lengths = sorted(chance)
         axes.plot(lengths, [chance[k] for k in lengths], color="#666666", linestyle=":", linewidth=1, label="chance")
+    beyond = [int(length) for arm in arms for run in arm.runs for length in run.beyond]
+    if beyond:
+        axes.axvspan(min(beyond) - 0.5, max(beyond) + 0.5, color="#000000", alpha=0.05, linewidth=0)
     axes.axhline(0.9, color="#666666", linestyle="--", linewidth=1)
     axes.text(
         1, 0.91, "0.9, the bound of H90", fontsize=8, color="#666666", ha="right", transform=axes.get_yaxis_transform()

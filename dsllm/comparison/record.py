@@ -10,13 +10,12 @@ import json
 import statistics
 from collections.abc import Sequence
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dsllm.comparison.spending import Spent, step_seconds
 from dsllm.config import ModelConfig, RunConfig
 from dsllm.data.files import os_errors_named, write_atomically
 from dsllm.data.problems import chance_of
@@ -24,11 +23,8 @@ from dsllm.errors import ConfigError, UserError
 from dsllm.models import skeleton
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.monitor import read_metrics
-from dsllm.training.progress import Progress
 from dsllm.training.reasoning import ChainAccuracy
 
-WARM_UP = 2
-"""Records of training steps at the beginning, and after each growth event, whose times are left out."""
 LAST = 0.1
 """Share of the steps at the end over which the final training loss is the mean."""
 
@@ -116,6 +112,9 @@ class RunRecord(_Part):
     asked: dict[str, int] = {}
     chance: dict[str, float] = {}
     """What guessing is worth at these lengths."""
+    beyond: dict[str, float] = {}
+    """Of chains longer than those of `accuracy`; see `dsllm.training.beyond`."""
+    asked_beyond: dict[str, int] = {}
     validation: list[Point]
     growth: list[Growth] = []
     divergence: dict[str, float] = {}
@@ -142,6 +141,11 @@ class RunRecord(_Part):
     def area(self) -> float | None:
         """Mean accuracy over chain lengths."""
         return None if not self.asked else ChainAccuracy.of_shares(self.accuracy, self.asked).area
+
+    @property
+    def area_beyond(self) -> float | None:
+        """Mean accuracy over chain lengths beyond those of `accuracy`."""
+        return None if not self.beyond else ChainAccuracy.of_shares(self.beyond, self.asked_beyond).area
 
     @property
     def key(self) -> str:
@@ -199,8 +203,8 @@ def _of_run(run: Path) -> RunRecord:
         raise Diverged(f"{run}: its test loss is no number, the run has diverged; leave it out, and say so")
     validation = [record for record in val if record["loss"] is not None]
     growth = [record for record in records if record["kind"] == "growth"]
-    spent = _Spent(train, growth, checkpoint.progress)
-    step_seconds = _step_seconds(train, records, checkpoint.progress.step)
+    spent = Spent(train, growth, checkpoint.progress)
+    seconds = step_seconds(train, records, checkpoint.progress.step)
     where = run.resolve()
     origin = checkpoint.origin
     data = sha256(json.dumps(_data(origin.order)).encode()).hexdigest()
@@ -217,8 +221,8 @@ def _of_run(run: Path) -> RunRecord:
         parameters=skeleton(model).count_parameters(),
         flops=checkpoint.progress.flops + _probes(records),
         trained_on=" and ".join(sorted({r["machine"] for r in records if "machine" in r})) or None,
-        step_ms=1000 * step_seconds,
-        tokens_per_second=checkpoint.progress.tokens / checkpoint.progress.step / step_seconds,
+        step_ms=1000 * seconds,
+        tokens_per_second=checkpoint.progress.tokens / checkpoint.progress.step / seconds,
         memory_mib=max(record["memory_bytes"] for record in train) / 2**20,
         train_loss=_final_loss(train, config.train.steps),
         test_batches=-(-test["samples"] // (config.train.micro_batch_size * origin.world_size)),
@@ -292,56 +296,3 @@ def _shape(model: ModelConfig) -> dict[str, Any]:
     layers, widths = zip(*model.levels, strict=True)
     shown = {"layers": " + ".join(map(str, layers)), "widths": ", ".join(map(str, widths))}
     return {"model": model.name, "heads": model.n_head, **shown}
-
-
-def _step_seconds(train: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]], steps: int) -> float:
-    """A step of each stage by its median, and over the stages the mean by their steps."""
-    ends = sorted({record["step"] for record in records if record["kind"] == "growth"} | {steps})
-    steady = {id(record) for record in _steady(train, records)}
-    weighed = []
-    for begin, end in pairwise([0, *ends]):
-        stage = [record for record in train if begin < record["step"] <= end]
-        timed = [record for record in stage if id(record) in steady] or stage
-        if timed:  # else it was shorter than what is recorded
-            weighed.append((end - begin, statistics.median(record["step_seconds"] for record in timed)))
-    return sum(count * seconds for count, seconds in weighed) / sum(count for count, _ in weighed)
-
-
-def _steady(train: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records of steps without those that warm up, at the beginning and after each new engine; all if none is left."""
-    starts = [r["step"] for r in records if r["kind"] == "growth" or r.get("event") in ("start", "resume")]
-    cold: set[int] = set()
-    for start in starts:
-        cold |= {id(record) for record in [r for r in train if r["step"] > start][:WARM_UP]}
-    return [record for record in train if id(record) not in cold] or list(train)
-
-
-class _Spent:
-    """What had been spent by the step of a record: `spent(record)`, between the records of training steps linearly.
-
-    The steps between the last record of a stage and the event that ended it cost what those before them did.
-    """
-
-    def __init__(self, train: Sequence[dict[str, Any]], growth: Sequence[dict[str, Any]], end: Progress):
-        self._steps, self._flops, self._seconds = [0], [0.0], [0.0]
-        of_step = train[0]["flops"] / train[0]["step"]
-        last = {"kind": "train", "step": end.step, "flops": end.flops, "step_seconds": train[-1]["step_seconds"]}
-        seconds = train[0]["step_seconds"]
-        for record in sorted((*train, *growth, last), key=lambda record: (record["step"], record["kind"] == "growth")):
-            steps = record["step"] - self._steps[-1]
-            if record["kind"] == "growth":
-                self._add(steps, self._flops[-1] + steps * of_step, steps * seconds)
-                self._add(0, self._flops[-1], sum(record["seconds"].values()))
-            elif steps:
-                seconds = record["step_seconds"]
-                of_step = (record["flops"] - self._flops[-1]) / steps
-                self._add(steps, record["flops"], steps * seconds)
-
-    def _add(self, steps: int, flops: float, seconds: float) -> None:
-        self._steps.append(self._steps[-1] + steps)
-        self._flops.append(flops)
-        self._seconds.append(self._seconds[-1] + seconds)
-
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        flops, seconds = (float(np.interp(record["step"], self._steps, of)) for of in (self._flops, self._seconds))
-        return {"tokens": record["tokens"], "flops": flops, "seconds": seconds}

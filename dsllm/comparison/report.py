@@ -119,6 +119,9 @@ def figures(arms: Sequence[Arm], speedup: bool = True) -> list[tuple[str, Cell]]
     if any(arm.first.accuracy for arm in arms):
         found.append(("H90, steps", _figure(lambda run: run.h90, ".1f")))
         found.append(("mean accuracy", _figure(lambda run: run.area, ".3f")))
+        if lengths := sorted({int(length) for arm in arms for run in arm.runs for length in run.beyond}):
+            words = f"mean accuracy beyond, {lengths[0]} to {lengths[-1]} steps"
+            found.append((words, _figure(lambda run: run.area_beyond, ".3f")))
     else:
         found.append(("bits per byte", _figure(lambda run: run.bits_per_byte, ".4f")))
     gains = {arm.name: speedups(arm, arms[0]) for arm in arms[1:] if speedup}
@@ -146,6 +149,11 @@ def notes(arms: Sequence[Arm], speedup: bool = True) -> list[str]:
     if any(arm.first.arm["data"].get("curriculum") for arm in arms):
         said.append(
             "With a curriculum the batches at the end are of the longest chains, evaluations are of all lengths."
+        )
+    if any(run.beyond for arm in arms for run in arm.runs):
+        said.append(
+            "Chains beyond those trained on were asked with a context that holds them, longer than in training where "
+            "need be; H90 and mean accuracy are without them."
         )
     apart = _apart([arm.first.arm for arm in arms])
     if apart:

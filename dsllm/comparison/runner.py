@@ -20,7 +20,7 @@ from typing import Any
 
 from dsllm.comparison.arms import Arm, arms_of
 from dsllm.comparison.jobs import ROOT, Jobs, apart
-from dsllm.comparison.measuring import measured
+from dsllm.comparison.measuring import measured, with_beyond
 from dsllm.comparison.rates import best_rate, next_rate
 from dsllm.comparison.record import Diverged, RunRecord, arm_of
 from dsllm.comparison.study import Study, with_steps
@@ -172,7 +172,7 @@ class Runner:
         if kept.exists():
             record = RunRecord.read(kept)
             _check_kept(kept, record.arm, config, self.jobs.ranks)
-            return record
+            return self._with_beyond(record, wanted)
         try:
             self.jobs.train(wanted.name, config)
             record = RunRecord.read(config.run_dir)
@@ -181,10 +181,19 @@ class Runner:
             write_atomically(failed, (json.dumps(said) + "\n").encode())
             raise
         record.write(kept)
+        record = self._with_beyond(record, wanted)
         with self._lock:
             self._made += 1
             self.say(f"{wanted.name}: test loss {record.test_loss:.4f}; {self._left()}")
         return record
+
+    def _with_beyond(self, record: RunRecord, wanted: Wanted) -> RunRecord:
+        """Asked beyond the chains trained on, if its model is on this machine; what it says there is kept."""
+        folder = self.work / wanted.name
+        found = with_beyond(record, folder) if (folder / "config.yaml").exists() else record
+        if found is not record:
+            found.write(self.records / f"{wanted.name}.json")
+        return found
 
     def _left(self) -> str:
         study, known = self.study, len(list(self.records.glob("*.json")))

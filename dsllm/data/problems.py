@@ -7,6 +7,7 @@
 A problem that were cut anywhere could not be solved, so none is: the context must hold the longest.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -41,6 +42,15 @@ def chance_of(path: Path) -> dict[str, float]:
     return {str(length): float(str(share)) for length, share in chance.items()} if isinstance(chance, dict) else {}
 
 
+def longest_problem(path: Path, split: str) -> int:
+    """Tokens of the longest problem of a split, without end-of-text."""
+    return _longest([shard for shard in open_split(path, split).shards if isinstance(shard, IndexedPair)])
+
+
+def _longest(pairs: Sequence[IndexedPair]) -> int:
+    return max(int(pair.sizes.max()) for pair in pairs) - 1
+
+
 class ProblemDataset:
     """One split of a folder of problems (`python -m data_prep reasoning`); a `SampleSource`.
 
@@ -65,7 +75,7 @@ class ProblemDataset:
         self._tokens = [shard for shard in opened.shards if isinstance(shard, IndexedPair)]
         self._labels, self._depths = ([self._beside(pair, name) for pair in self._tokens] for name in (LABELS, DEPTHS))
         self._starts = np.cumsum([0, *(pair.documents for pair in self._tokens)])
-        longest = max(int(pair.sizes.max()) for pair in self._tokens) - 1  # without end-of-text
+        longest = _longest(self._tokens)
         if longest > context:
             raise DataError(
                 f"{self.path}: problems of up to {longest:,} tokens in split {split}, model.context = {context}; "

@@ -142,6 +142,10 @@ class ConvAttentionConfig(GrowableConfig):
         sides += [("middle", len(self.strides))] * self.middle
         return (*sides, *(("decoder", level) for level in reversed(outer) for _ in range(self.decoder[level])))
 
+    @property
+    def any_length(self) -> bool:
+        return True  # its positions are rotary on every level
+
     def problems(self) -> Iterator[tuple[str, str]]:
         inner = len(self.strides)
         wrong_lengths = [

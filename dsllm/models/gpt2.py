@@ -29,6 +29,10 @@ class GPT2Config(ModelConfig):
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial matrices; projections into the residual stream get it / √(2 · n_layer)."""
 
+    @property
+    def any_length(self) -> bool:
+        return self.positions == "rotary"
+
     def problems(self) -> Iterator[tuple[str, str]]:
         n_embd, n_head = self.n_embd, self.n_head
         # A rotary head turns its channels in pairs.

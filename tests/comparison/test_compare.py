@@ -192,6 +192,20 @@ def test_problems_are_told_by_h90_and_accuracy_in_place_of_bits(record):
     assert {"accuracy_by_chain", "accuracy_by_loss"} <= set(plots_of(arms))
 
 
+def test_longer_chains_than_those_trained_on_stand_apart(record):
+    runs = [
+        changed(of_problems(record, "deep", 8, seed), beyond={"9": share, "10": 0.5}, asked_beyond={"9": 50, "10": 50})
+        for seed, share in ((1, 0.9), (2, 0.7))
+    ]
+    arms = arms_of([*runs, of_problems(record, "shallow", 3)])
+    rows = {name: cells for name, *cells in table(arms)}
+    assert rows["mean accuracy beyond, 9 to 10 steps"] == ["0.650 ± 0.071", ""]
+    assert rows["H90, steps"] == ["8.0 ± 0.0", "3.0"] and rows["mean accuracy"][0] == "1.000 ± 0.000"
+    assert any("longer than in training" in note for note in notes(arms))
+    assert "longer than any in training" in plots_of(arms)["accuracy_by_chain"][0]
+    assert "longer than any in training" not in plots_of(arms[1:])["accuracy_by_chain"][0]
+
+
 def test_growth_events_and_distances_have_their_place(record):
     grown = [Growth(tokens=1024, flops=record.flops / 2, seconds=0.1, operator="interpose")]
     arms = arms_of([record, of_another_arm(record, "grown", growth=grown, divergence={"0-1": 0.3, "2-3": 1.2})])

@@ -156,6 +156,29 @@ def test_several_budgets_side_by_side_with_an_arm_that_grows(recipe, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_study_of_problems_has_data_for_each_seed_and_asks_for_longer_chains_than_it_trains(recipe, tmp_path):
+    data = f"{tmp_path}/perm_{{seed}}"
+    task = "reasoning --task perm_chain --lengths 1-3 --beyond 4-5 --documents 400 --held_out 20"
+    more = {
+        "prepare": [f"{task} --seed {{seed}} --options table_seed={{seed}} --out {data}"],
+        "set": {"data": {"path": data}, "model": {"n_layer": 1, "context": 4}, "train": {"eval_samples": 20}},
+    }
+    study = written(tmp_path / "chains.yaml", recipe, arms={"a": {}}, **more)
+    command = ("launch/study.py", study, "--out", tmp_path / "out", "--work", tmp_path / "work")
+    assert "mean accuracy beyond, 4 to 5 steps" in python(*command)
+    (runs,) = json.loads((tmp_path / "out" / "results.json").read_text()).values()
+    assert [set(run["beyond"]) for run in runs] == [{"4", "5"}] * 2 and runs[0]["beyond"] != runs[1]["beyond"]
+
+    # A record of before they were asked for is completed where its run is, and stays as it is elsewhere.
+    kept = [tmp_path / "out" / "records" / f"a_seed{seed}.json" for seed in (1, 2)]
+    for path in kept:
+        RunRecord.read(path).model_copy(update={"beyond": {}, "asked_beyond": {}}).write(path)
+    shutil.rmtree(tmp_path / "work" / "a_seed2")
+    python(*command)
+    assert [RunRecord.read(path).beyond for path in kept] == [runs[0]["beyond"], {}]
+
+
+@pytest.mark.slow
 def test_a_study_that_is_stopped_ends_its_runs_and_goes_on(recipe, tmp_path):
     study = written(tmp_path / "long.yaml", recipe, arms={"a": {}}, seeds=[1, 2])
     study.write_text(study.read_text().replace("steps: 4", "steps: 100000"))
