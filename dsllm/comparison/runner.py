@@ -82,7 +82,7 @@ class Runner:
             for flops in study.budgets(arm)
         ]
         runs.sort(key=lambda run: -(run.flops or 0))  # the longest first, so that none is left alone at the end
-        made = dict(zip(runs, self.jobs.side_by_side(self._run_if_it_can, runs), strict=True))
+        made = dict(zip(runs, self.jobs.side_by_side(self._shown, runs), strict=True))
         self.diverged = [wanted for wanted, record in made.items() if record is None]
         return {wanted: record for wanted, record in made.items() if record is not None}
 
@@ -172,7 +172,7 @@ class Runner:
         if kept.exists():
             record = RunRecord.read(kept)
             _check_kept(kept, record.arm, config, self.jobs.ranks)
-            return self._with_beyond(record, wanted)
+            return record
         try:
             self.jobs.train(wanted.name, config)
             record = RunRecord.read(config.run_dir)
@@ -181,16 +181,17 @@ class Runner:
             write_atomically(failed, (json.dumps(said) + "\n").encode())
             raise
         record.write(kept)
-        record = self._with_beyond(record, wanted)
         with self._lock:
             self._made += 1
             self.say(f"{wanted.name}: test loss {record.test_loss:.4f}; {self._left()}")
         return record
 
-    def _with_beyond(self, record: RunRecord, wanted: Wanted) -> RunRecord:
-        """Asked beyond the chains trained on, if its model is on this machine; what it says there is kept."""
-        folder = self.work / wanted.name
-        found = with_beyond(record, folder) if (folder / "config.yaml").exists() else record
+    def _shown(self, wanted: Wanted) -> RunRecord | None:
+        """As `_run_if_it_can`; asked beyond the chains trained on, too, if its model is on this machine."""
+        record, folder = self._run_if_it_can(wanted), self.work / wanted.name
+        if record is None or not (folder / "config.yaml").exists():
+            return record
+        found = with_beyond(record, folder)
         if found is not record:
             found.write(self.records / f"{wanted.name}.json")
         return found

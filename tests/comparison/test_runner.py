@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from dsllm.comparison.jobs import Jobs
 from dsllm.comparison.record import Diverged, RunRecord
@@ -123,6 +125,12 @@ def test_a_run_that_diverges_is_left_out_said_and_not_tried_again(recipe, tmp_pa
     assert "Diverged, and left out: bad_seed1." in said and "| arm | good |" in said
     shutil.rmtree(tmp_path / "work")
     assert "Diverged, and left out: bad_seed1." in python(*command) and not (tmp_path / "work").exists()
+
+
+def test_the_cores_are_shared_out_among_what_is_done_at_once(tmp_path):
+    before, jobs = torch.get_num_threads(), Jobs(tmp_path, 1, 2)
+    assert jobs.side_by_side(lambda _: torch.get_num_threads(), range(4)) == [max(1, os.cpu_count() // 2)] * 4
+    assert torch.get_num_threads() == before
 
 
 def test_after_an_error_nothing_is_begun_any_more(tmp_path):
