@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from dsllm.comparison.arms import arms_of
-from dsllm.comparison.measuring import measured, with_beyond
+from dsllm.comparison.measuring import measured
 from dsllm.comparison.plots import plots_of
 from dsllm.comparison.record import RunRecord
 from dsllm.comparison.report import Report, notes, table, write_report
@@ -23,9 +23,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for report.html, report.md and results.json")
     parser.add_argument("--title", default="Comparison of runs")
     parser.add_argument("--records", type=Path, help="folder for a small file of each run, to compare without the runs")
-    parser.add_argument(
-        "--no_inference", action="store_true", help="do not ask the models for times, phases and longer chains"
-    )
+    parser.add_argument("--no_inference", action="store_true", help="do not measure prefill, decoding and phases")
     arguments = parser.parse_args()
     with user_errors_exit():
         if arguments.out.exists() and not arguments.out.is_dir():
@@ -33,9 +31,6 @@ def main() -> None:
         records = [RunRecord.read(path) for path in arguments.runs]
         arms_of(records)  # what must not be compared is said before anything is measured
         if not arguments.no_inference:
-            records = [
-                with_beyond(of, run) if run.is_dir() else of for of, run in zip(records, arguments.runs, strict=True)
-            ]
             folders = dict(zip(map(id, records), arguments.runs, strict=True))
             firsts = {str(id(arm.first)): arm.first for arm in arms_of(records)}
             there = {key: folders[id(of)] for key, of in firsts.items() if folders[id(of)].is_dir()}

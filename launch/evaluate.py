@@ -19,14 +19,13 @@ from dsllm.data.batches import EvaluationBatch, evaluation_batches
 from dsllm.data.dataset import SampleSource
 from dsllm.data.problems import chance_of
 from dsllm.errors import UserError, user_errors_exit
-from dsllm.training.beyond import with_room_for_beyond
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.evaluation import Evaluation, evaluate, phase_losses
 from dsllm.training.leak import LeakAlarm
 from dsllm.training.loading import load_model
 from dsllm.training.reasoning import table
 from dsllm.training.run_folder import check_same_tokenizer
-from dsllm.training.sources import open_split, resolve_vocabulary
+from dsllm.training.sources import BEYOND, open_beyond, open_split, resolve_vocabulary
 
 
 def main() -> None:
@@ -42,9 +41,11 @@ def main() -> None:
         checkpoint = find_checkpoint(arguments.run)
         config, tokenizer = resolve_vocabulary(checkpoint.config())
         check_same_tokenizer(checkpoint, tokenizer.info)
-        config, splits = _for_reasoning(config) if arguments.reasoning else (config, [arguments.split])
-        sources = {split: open_split(config, split) for split in splits}
-        source = sources[splits[0]]
+        split = "test" if arguments.reasoning else arguments.split
+        sources = {split: open_split(config, split)}
+        source = sources[split]
+        if arguments.reasoning:
+            sources |= _longer(config, source)
         if arguments.period is not None and arguments.period > config.model.context:
             raise UserError(f"--period {arguments.period}: longer than the context, {config.model.context}; take less")
 
@@ -59,21 +60,21 @@ def main() -> None:
             )
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_model(checkpoint.path, config.model.context).to(device)
+        model = load_model(checkpoint.path).to(device)
         step = checkpoint.progress.step
         results: dict[str, Evaluation] = {}
-        for split, of in sources.items():
-            result = evaluate(model, batches(of), tokenizer.token_bytes(), device)
-            assert result is not None
-            results[split] = result
-            print(f"{split} at step {step}: {result}")
-        result = results[splits[0]]
+        for name, of in sources.items():
+            found = evaluate(model, batches(of), tokenizer.token_bytes(), device)
+            assert found is not None
+            results[name] = found
+            print(f"{name} at step {step}: {found}")
+        result = results[split]
         alarm = LeakAlarm(model.count_parameters(), model.vocab_size, device, config.data.mask_documents)
-        words = alarm.after(model, source, splits[0], result.bits_per_byte)
+        words = alarm.after(model, source, split, result.bits_per_byte)
         if words is not None:
             print(words)
         facts: dict[str, Any] = {
-            "split": splits[0],
+            "split": split,
             "step": step,
             "loss": result.loss,
             "bits_per_byte": result.bits_per_byte,
@@ -81,9 +82,9 @@ def main() -> None:
         facts |= {"perplexity": result.perplexity, "tokens": result.tokens}
         if arguments.reasoning:
             chance = chance_of(Path(config.data.paths[0]))
-            chains = {split: of.chains for split, of in results.items() if of.chains is not None}
+            chains = {name: of.chains for name, of in results.items() if of.chains is not None}
             print(table(chains, chance))
-            facts["reasoning"] = {split: of.record() for split, of in chains.items()}
+            facts["reasoning"] = {name: of.record() for name, of in chains.items()}
             facts["chance"] = chance
         if arguments.period is not None:
             losses, _ = phase_losses(model, batches(source), arguments.period, device)
@@ -95,22 +96,24 @@ def main() -> None:
     print(json.dumps(facts))
 
 
-def _for_reasoning(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """The run, with room for chains beyond those trained on if there are any, and the splits to ask.
+def _longer(config: RunConfig, test: SampleSource) -> dict[str, SampleSource]:
+    """The problems beyond those trained on, if there are any and the model can read them.
 
     Raises `UserError` if the run's data are no problems.
     """
-    if not open_split(config, "test").labelled:
+    if not test.labelled:
         raise UserError(
             f"--reasoning: {', '.join(config.data.paths)} holds text, not problems with chains; train on a folder that "
             f"`python -m data_prep reasoning` made"
         )
-    try:
-        longer = with_room_for_beyond(config)
-    except UserError as error:
-        print(f"beyond is left out: {error}")
-        longer = None
-    return (config, ["test"]) if longer is None else (longer, ["test", "beyond"])
+    beyond = open_beyond(config)
+    if beyond is None:
+        print(
+            f"{BEYOND} is left out: {', '.join(config.data.paths)} has no such split, or the model, of "
+            f"model.context = {config.model.context} and learned positions, cannot read its problems"
+        )
+        return {}
+    return {BEYOND: beyond}
 
 
 if __name__ == "__main__":

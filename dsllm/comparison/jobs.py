@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
-import torch
 import yaml
 
 from dsllm.comparison.record import Diverged, arm_of
@@ -37,15 +36,13 @@ class Jobs:
 
     def __init__(self, work: Path, ranks: int, at_once: int):
         self.work, self.ranks, self.at_once = work, ranks, at_once
-        self.threads = max(1, (os.cpu_count() or 1) // (at_once * ranks))
-        """Of each rank, and of what is asked of models here meanwhile: more would wait for each other."""
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._ended = False
 
     def side_by_side(self, make: Callable[[W], T], runs: Sequence[W]) -> list[T]:
         """What `make` gives of each; after an error, or Ctrl-C, nothing is begun any more and what runs is ended."""
-        with ThreadPoolExecutor(self.at_once, initializer=torch.set_num_threads, initargs=(self.threads,)) as pool:
+        with ThreadPoolExecutor(self.at_once) as pool:
             waiting = [pool.submit(make, run) for run in runs]
             try:
                 done, _ = wait(waiting, return_when=FIRST_EXCEPTION)
@@ -115,7 +112,8 @@ class Jobs:
 
     def _environment(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        shared = {"OMP_NUM_THREADS": str(self.threads)} if self.at_once > 1 else {}
+        threads = max(1, (os.cpu_count() or 1) // (self.at_once * self.ranks))
+        shared = {"OMP_NUM_THREADS": str(threads)} if self.at_once > 1 else {}
         return {**shared, **os.environ, "PATH": path}
 
 

@@ -24,6 +24,7 @@ from dsllm.models import skeleton
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.monitor import read_metrics
 from dsllm.training.reasoning import ChainAccuracy
+from dsllm.training.sources import BEYOND
 
 LAST = 0.1
 """Share of the steps at the end over which the final training loss is the mean."""
@@ -113,7 +114,7 @@ class RunRecord(_Part):
     chance: dict[str, float] = {}
     """What guessing is worth at these lengths."""
     beyond: dict[str, float] = {}
-    """Of chains longer than those of `accuracy`; see `dsllm.training.beyond`."""
+    """Of chains longer than those of `accuracy`, on split `beyond`."""
     asked_beyond: dict[str, int] = {}
     validation: list[Point]
     growth: list[Growth] = []
@@ -189,7 +190,8 @@ def _of_run(run: Path) -> RunRecord:
     checkpoint = find_checkpoint(run)
     records = read_metrics(run)
     train = [record for record in records if record["kind"] == "train"]
-    val, on_test = ([r for r in records if r["kind"] == "eval" and r["split"] == split] for split in ("val", "test"))
+    evaluations = [record for record in records if record["kind"] == "eval"]
+    val, on_test, beyond = ([r for r in evaluations if r["split"] == of] for of in ("val", "test", BEYOND))
     tests = [record for record in on_test if record["step"] >= config.train.steps]
     if not tests or not train:
         raise UserError(
@@ -201,6 +203,8 @@ def _of_run(run: Path) -> RunRecord:
         raise UserError(f"{run}: evaluated by an older dsllm; train its last steps again with this one")
     if test["loss"] is None:
         raise Diverged(f"{run}: its test loss is no number, the run has diverged; leave it out, and say so")
+    asked: dict[str, int] = test.get("asked", {})
+    longer = {k: count for k, count in beyond[-1].get("asked", {}).items() if k not in asked} if beyond else {}
     validation = [record for record in val if record["loss"] is not None]
     growth = [record for record in records if record["kind"] == "growth"]
     spent = Spent(train, growth, checkpoint.progress)
@@ -239,8 +243,10 @@ def _of_run(run: Path) -> RunRecord:
             validation_tokens=validation[-1]["scored_tokens"] if validation else 0,
         ),
         accuracy=test.get("accuracy", {}),
-        asked=test.get("asked", {}),
-        chance={k: share for k, share in chance_of(Path(config.data.paths[0])).items() if k in test.get("asked", {})},
+        asked=asked,
+        chance={k: share for k, share in chance_of(Path(config.data.paths[0])).items() if k in {**asked, **longer}},
+        beyond={length: beyond[-1]["accuracy"][length] for length in longer},
+        asked_beyond=longer,
         validation=[Point(**spent(record), loss=record["loss"], area=record.get("area")) for record in validation],
         growth=[Growth(**spent(record), operator=record["operator"]) for record in growth],
         divergence={

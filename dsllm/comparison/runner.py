@@ -20,7 +20,7 @@ from typing import Any
 
 from dsllm.comparison.arms import Arm, arms_of
 from dsllm.comparison.jobs import ROOT, Jobs, apart
-from dsllm.comparison.measuring import measured, with_beyond
+from dsllm.comparison.measuring import measured
 from dsllm.comparison.rates import best_rate, next_rate
 from dsllm.comparison.record import Diverged, RunRecord, arm_of
 from dsllm.comparison.study import Study, with_steps
@@ -82,7 +82,7 @@ class Runner:
             for flops in study.budgets(arm)
         ]
         runs.sort(key=lambda run: -(run.flops or 0))  # the longest first, so that none is left alone at the end
-        made = dict(zip(runs, self.jobs.side_by_side(self._shown, runs), strict=True))
+        made = dict(zip(runs, self.jobs.side_by_side(self._run_if_it_can, runs), strict=True))
         self.diverged = [wanted for wanted, record in made.items() if record is None]
         return {wanted: record for wanted, record in made.items() if record is not None}
 
@@ -185,16 +185,6 @@ class Runner:
             self._made += 1
             self.say(f"{wanted.name}: test loss {record.test_loss:.4f}; {self._left()}")
         return record
-
-    def _shown(self, wanted: Wanted) -> RunRecord | None:
-        """As `_run_if_it_can`; asked beyond the chains trained on, too, if its model is on this machine."""
-        record, folder = self._run_if_it_can(wanted), self.work / wanted.name
-        if record is None or not (folder / "config.yaml").exists():
-            return record
-        found = with_beyond(record, folder)
-        if found is not record:
-            found.write(self.records / f"{wanted.name}.json")
-        return found
 
     def _left(self) -> str:
         study, known = self.study, len(list(self.records.glob("*.json")))

@@ -136,9 +136,10 @@ class LanguageModel(nn.Module):
         """Logits of the next token at every position; with targets, the mean loss alone, which needs no full logits.
 
         input_ids, targets and document_ids are (B, T) int64; targets[:, t] is the token after input_ids[:, t], or -100
-        for no loss there. The loss is in nats per target, fp32. Raises `UserError` if T is more than the context.
+        for no loss there. The loss is in nats per target, fp32. Raises `UserError` if T is more than the
+        context, unless `config.any_length`.
         """
-        if input_ids.shape[1] > self.config.context:
+        if input_ids.shape[1] > self.config.context and not self.config.any_length:
             raise UserError(
                 f"a sequence of {input_ids.shape[1]} tokens: model.context = {self.config.context}; "
                 f"cut it, or build the model with more"

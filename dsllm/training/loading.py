@@ -14,16 +14,13 @@ from dsllm.training.run_folder import check_same_tokenizer
 from dsllm.training.tensors import check_fits, materialise, stored_values
 
 
-def load_model(path: str | Path, context: int | None = None) -> LanguageModel:
+def load_model(path: str | Path) -> LanguageModel:
     """The model of a checkpoint, or of the newest complete one of a run, in fp32 on the CPU and in eval mode.
-
-    A longer `context` than its own is for a model whose `config.any_length`.
 
     Raises `CheckpointError` if there is none, or if its tensors do not fit its configuration.
     """
     checkpoint = find_checkpoint(Path(path))
-    section = checkpoint.config().model
-    model = skeleton(section if context is None else section.model_copy(update={"context": context}))
+    model = skeleton(checkpoint.config().model)
     materialise(model, stored_values(checkpoint.store(), model))
     model.set_step(checkpoint.progress.step)
     return model.eval()

@@ -13,9 +13,12 @@ from dsllm.data.blend import Blend
 from dsllm.data.curriculum import PackedProblems, chain_length, check_lengths
 from dsllm.data.dataset import SampleSource, TokenDataset
 from dsllm.data.manifest import MANIFEST_NAME, Manifest
-from dsllm.data.problems import ProblemDataset, open_samples
+from dsllm.data.problems import ProblemDataset, longest_problem, open_samples
 from dsllm.errors import DataError
 from dsllm.tokenizer import Tokenizer, tokenizer_of
+
+BEYOND = "beyond"
+"""The split of chains longer than those trained on."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,11 @@ class Batches:
 
 
 def open_splits(config: RunConfig) -> dict[str, SampleSource]:
-    """The splits that the run reads: train, and val and test where it evaluates on them."""
+    """The splits that the run reads: train, and val, test and what is `beyond` where it evaluates on them."""
     wanted = {"train": True, "val": config.train.eval_every > 0, "test": config.train.test_samples != 0}
     splits = {split: open_split(config, split) for split, needed in wanted.items() if needed}
+    if wanted["test"] and splits["test"].labelled and (beyond := open_beyond(config)) is not None:
+        splits[BEYOND] = beyond
     if config.data.curriculum is not None:
         check_lengths(config.data.curriculum, splits["train"])
     return splits
@@ -145,3 +150,19 @@ def open_split(config: RunConfig, split: str) -> SampleSource:
     data = config.data
     folders = [open_samples(Path(path), split, config.model.context) for path in data.paths]
     return folders[0] if len(folders) == 1 else Blend(folders, data.weights or [1.0] * len(folders))
+
+
+def open_beyond(config: RunConfig) -> SampleSource | None:
+    """Problems with longer chains than those trained on, in a context that holds them.
+
+    None if there are none, or if the model's positions end before the problems do.
+    """
+    paths = [Path(path) for path in config.data.paths]
+    if not all(BEYOND in Manifest.read(path).splits for path in paths):
+        return None
+    longest = max(longest_problem(path, BEYOND) for path in paths)
+    if longest > config.model.context:
+        if not config.model.any_length:
+            return None
+        config = config.model_copy(update={"model": config.model.model_copy(update={"context": longest})})
+    return open_split(config, BEYOND)

@@ -182,8 +182,9 @@ class BaseTrainer:
                 if outcome is not None:
                     self._record(outcome)
                     self.after_step(outcome)
-            if "test" in self.splits:
-                self.evaluate("test", train.test_samples)
+            for split in ("test", "beyond"):
+                if split in self.splits:
+                    self.evaluate(split, train.test_samples)
             if self.signals.agreed():
                 self._stopped(self.signals.agreed())
         self.finish()

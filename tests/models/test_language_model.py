@@ -7,9 +7,12 @@ from torch import nn
 from dsllm.config import ModelConfig
 from dsllm.errors import ConfigError, UserError
 from dsllm.models import MODELS, build_model
+from dsllm.models.conv_attention_config import ConvAttentionConfig
 from dsllm.models.gpt2 import GPT2, GPT2Config
 from dsllm.models.head import TiedHead
 from dsllm.models.language_model import LanguageModel
+from dsllm.section import validate
+from tests.models.conftest import moved
 
 
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
@@ -103,9 +106,27 @@ def test_a_wrong_prompt_or_setting_is_named(small, prompt, settings, message):
         small().generate(prompt, **{"max_new_tokens": 2, **settings})
 
 
-def test_a_sequence_longer_than_the_context_is_named(small, ids):
+def test_a_sequence_longer_than_learned_positions_is_named(small, ids):
+    model = small(positions="learned")
+    assert not model.config.any_length
     with pytest.raises(UserError, match=r"a sequence of 17 tokens: model.context = 16; cut it"):
-        small()(ids)
+        model(ids)
+
+
+@torch.no_grad()
+def test_a_longer_sequence_is_read_as_by_a_model_of_that_context(small, progressive, ids):
+    conv = {"name": "conv_attention", "n_head": 2, "n_embd": 16, "strides": [4], "widths": [16, 32], "vocab_size": 61}
+    conv |= {"encoder": [1], "middle": 1, "decoder": [1]}
+
+    def convolving(context):
+        config, _ = validate(ConvAttentionConfig, {**conv, "context": context}, "model")
+        torch.manual_seed(0)
+        return moved(build_model(config))
+
+    for build in (lambda context: small(context=context), lambda context: progressive(context=context), convolving):
+        shorter, longer = build(8), build(17)
+        assert shorter.config.any_length
+        torch.testing.assert_close(shorter(ids).logits, longer(ids).logits, rtol=0, atol=0)
 
 
 def test_targets_give_the_loss_alone_and_its_absence_the_logits(small, ids):
