@@ -21,6 +21,10 @@ class DataError(UserError):
     """A source, a shard, a manifest or a tokenizer."""
 
 
+class TooLongError(DataError):
+    """Problems that the model's context does not hold."""
+
+
 class CheckpointError(UserError):
     """A run's folder or one of its checkpoints."""
 

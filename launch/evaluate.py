@@ -18,20 +18,20 @@ from dsllm.config import RunConfig
 from dsllm.data.batches import EvaluationBatch, evaluation_batches
 from dsllm.data.dataset import SampleSource
 from dsllm.data.problems import chance_of
-from dsllm.errors import UserError, user_errors_exit
+from dsllm.errors import TooLongError, UserError, user_errors_exit
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.evaluation import Evaluation, evaluate, phase_losses
 from dsllm.training.leak import LeakAlarm
 from dsllm.training.loading import load_model
 from dsllm.training.reasoning import table
 from dsllm.training.run_folder import check_same_tokenizer
-from dsllm.training.sources import BEYOND, open_beyond, open_split, resolve_vocabulary
+from dsllm.training.sources import BEYOND, has_beyond, open_beyond, open_split, resolve_vocabulary
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
-    parser.add_argument("--split", default="test", choices=["train", "val", "test", "beyond"])
+    parser.add_argument("--split", default="test", choices=["train", "val", "test", BEYOND])
     parser.add_argument("--samples", type=positive, help="samples, evenly spaced over the split; by default all")
     parser.add_argument("--micro_batch_size", type=positive, default=8, help="samples in one forward pass")
     parser.add_argument("--period", type=positive, help="also the loss by phase: position in the sample mod this")
@@ -42,7 +42,7 @@ def main() -> None:
         config, tokenizer = resolve_vocabulary(checkpoint.config())
         check_same_tokenizer(checkpoint, tokenizer.info)
         split = "test" if arguments.reasoning else arguments.split
-        sources = {split: open_split(config, split)}
+        sources = {split: open_beyond(config) if split == BEYOND else open_split(config, split)}
         source = sources[split]
         if arguments.reasoning:
             sources |= _longer(config, source)
@@ -106,14 +106,13 @@ def _longer(config: RunConfig, test: SampleSource) -> dict[str, SampleSource]:
             f"--reasoning: {', '.join(config.data.paths)} holds text, not problems with chains; train on a folder that "
             f"`python -m data_prep reasoning` made"
         )
-    beyond = open_beyond(config)
-    if beyond is None:
-        print(
-            f"{BEYOND} is left out: {', '.join(config.data.paths)} has no such split, or the model, of "
-            f"model.context = {config.model.context} and learned positions, cannot read its problems"
-        )
+    if not has_beyond(config):
         return {}
-    return {BEYOND: beyond}
+    try:
+        return {BEYOND: open_beyond(config)}
+    except TooLongError as error:
+        print(f"{BEYOND} is left out: {error}")
+        return {}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from itertools import pairwise
 from dsllm.comparison.arms import Arm, pairs
 from dsllm.comparison.record import RunRecord
 from dsllm.comparison.report import Table, figure, percent
+from dsllm.training.sources import BEYOND
 
 ByBudget = Mapping[str, Mapping[float, Arm]]
 """By name an arm at each of its budgets of training FLOPs, rising; the first one is the baseline."""
@@ -96,6 +97,10 @@ def tables(arms: ByBudget) -> list[Table]:
         found.append(
             Table("H90 by budget", _table(arms, lambda run: run.h90, ".1f"), "On test, in steps of the chain.")
         )
+        runs = [run for arm in arms.values() for at in arm.values() for run in at.runs]
+        if lengths := {int(length) for run in runs for length in run.beyond}:
+            title = f"Accuracy at {min(lengths)} steps, beyond training, by budget"
+            found.append(Table(title, _table(arms, lambda run: run.next_accuracy, ".3f"), f"On split {BEYOND}."))
     if len(baseline) < 2:
         return found
     return [*found, Table(f"How much sooner than {name}, at equal final loss", gain_table(arms), GAINS)]

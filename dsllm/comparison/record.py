@@ -26,6 +26,7 @@ from dsllm.training.monitor import read_metrics
 from dsllm.training.reasoning import ChainAccuracy
 from dsllm.training.sources import BEYOND
 
+UNRECORDED = "a machine that was not recorded"
 LAST = 0.1
 """Share of the steps at the end over which the final training loss is the mean."""
 
@@ -98,8 +99,8 @@ class RunRecord(_Part):
     tokens: int
     parameters: int
     flops: float
-    trained_on: str | None = None
-    """The machine of rank 0, to which all seconds belong; None of runs by an older dsllm."""
+    trained_on: list[str] = []
+    """The machines of rank 0, to which all seconds belong; none of runs by an older dsllm."""
     step_ms: float
     tokens_per_second: float
     memory_mib: float
@@ -147,6 +148,11 @@ class RunRecord(_Part):
     def area_beyond(self) -> float | None:
         """Mean accuracy over chain lengths beyond those of `accuracy`."""
         return None if not self.beyond else ChainAccuracy.of_shares(self.beyond, self.asked_beyond).area
+
+    @property
+    def next_accuracy(self) -> float | None:
+        """At the first chain length beyond those of `accuracy`."""
+        return None if not self.beyond else self.beyond[str(min(map(int, self.beyond)))]
 
     @property
     def key(self) -> str:
@@ -204,7 +210,8 @@ def _of_run(run: Path) -> RunRecord:
     if test["loss"] is None:
         raise Diverged(f"{run}: its test loss is no number, the run has diverged; leave it out, and say so")
     asked: dict[str, int] = test.get("asked", {})
-    longer = {k: count for k, count in beyond[-1].get("asked", {}).items() if k not in asked} if beyond else {}
+    after = next((record for record in beyond if record["step"] == test["step"]), None)
+    longer = {k: count for k, count in after["asked"].items() if k not in asked} if after else {}
     validation = [record for record in val if record["loss"] is not None]
     growth = [record for record in records if record["kind"] == "growth"]
     spent = Spent(train, growth, checkpoint.progress)
@@ -224,7 +231,7 @@ def _of_run(run: Path) -> RunRecord:
         tokens=checkpoint.progress.tokens,
         parameters=skeleton(model).count_parameters(),
         flops=checkpoint.progress.flops + _probes(records),
-        trained_on=" and ".join(sorted({r["machine"] for r in records if "machine" in r})) or None,
+        trained_on=sorted({r.get("machine", UNRECORDED) for r in records if r.get("event") in ("start", "resume")}),
         step_ms=1000 * seconds,
         tokens_per_second=checkpoint.progress.tokens / checkpoint.progress.step / seconds,
         memory_mib=max(record["memory_bytes"] for record in train) / 2**20,
@@ -244,8 +251,8 @@ def _of_run(run: Path) -> RunRecord:
         ),
         accuracy=test.get("accuracy", {}),
         asked=asked,
-        chance={k: share for k, share in chance_of(Path(config.data.paths[0])).items() if k in {**asked, **longer}},
-        beyond={length: beyond[-1]["accuracy"][length] for length in longer},
+        chance={k: share for k, share in chance_of(Path(config.data.paths[0])).items() if k in asked | longer},
+        beyond={length: after["accuracy"][length] for length in longer} if after else {},
         asked_beyond=longer,
         validation=[Point(**spent(record), loss=record["loss"], area=record.get("area")) for record in validation],
         growth=[Growth(**spent(record), operator=record["operator"]) for record in growth],
@@ -283,7 +290,7 @@ def arm_of(config: RunConfig, data: str) -> dict[str, Any]:
 
 def completed(arm: dict[str, Any]) -> dict[str, Any]:
     """With the defaults of keys that have come since it was written; as it is where this dsllm cannot read it."""
-    origin = {key: arm[key] for key in ("ranks", "precision")}
+    origin = {key: arm[key] for key in ("ranks", "precision") if key in arm}
     try:
         config = RunConfig.from_values(
             {**{key: arm[key] for key in arm if key not in origin}, "run_dir": "runs/of_a_record"}

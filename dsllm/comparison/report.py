@@ -6,13 +6,13 @@ The page is one file: the pictures stand in it, nothing is fetched, and a table 
 import base64
 import html
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsllm.comparison.arms import Arm
-from dsllm.comparison.record import RunRecord
+from dsllm.comparison.record import UNRECORDED, RunRecord
 from dsllm.comparison.speedup import Speedup, speedups
 from dsllm.data.files import os_errors_named, write_atomically
 
@@ -120,7 +120,9 @@ def figures(arms: Sequence[Arm], speedup: bool = True) -> list[tuple[str, Cell]]
         found.append(("H90, steps", _figure(lambda run: run.h90, ".1f")))
         found.append(("mean accuracy", _figure(lambda run: run.area, ".3f")))
         if lengths := sorted({int(length) for arm in arms for run in arm.runs for length in run.beyond}):
-            words = f"mean accuracy beyond, {lengths[0]} to {lengths[-1]} steps"
+            words = f"accuracy at {lengths[0]} steps, beyond training"
+            found.append((words, _figure(lambda run: run.next_accuracy, ".3f")))
+            words = f"mean accuracy, {lengths[0]} to {lengths[-1]} steps, beyond training"
             found.append((words, _figure(lambda run: run.area_beyond, ".3f")))
     else:
         found.append(("bits per byte", _figure(lambda run: run.bits_per_byte, ".4f")))
@@ -155,6 +157,8 @@ def notes(arms: Sequence[Arm], speedup: bool = True) -> list[str]:
             "Chains beyond those trained on were asked with a context that holds them, longer than in training where "
             "need be; H90 and mean accuracy are without them."
         )
+        if without := [arm.name for arm in arms if not all(run.beyond for run in arm.runs)]:
+            said.append(f"Not asked with all seeds: {', '.join(without)} (positions that end, or older runs).")
     apart = _apart([arm.first.arm for arm in arms])
     if apart:
         said.append(f"Not trained alike: {', '.join(apart)} differ between arms.")
@@ -170,17 +174,17 @@ def notes(arms: Sequence[Arm], speedup: bool = True) -> list[str]:
     if single:
         said.append(f"One seed only, so no spread: {', '.join(single)}.")
     runs = [run for arm in arms for run in arm.runs]
-    said.append("Trained on " + _machines([run.trained_on for run in runs]))
+    said.append("Trained on " + _machines(name for run in runs for name in run.trained_on or [UNRECORDED]))
     if any(run.prefill_ms is not None for run in runs):
         said.append(
             "Prefill of half a context, decoding after it, batch 1, fp32, the first seed of each arm, on "
-            + _machines([run.inference_on for run in runs if run.inference_on])
+            + _machines(run.inference_on for run in runs if run.inference_on)
         )
     return said
 
 
-def _machines(names: Sequence[str | None]) -> str:
-    known = sorted({name or "a machine that was not recorded" for name in names})
+def _machines(names: Iterable[str]) -> str:
+    known = sorted(set(names))
     apart = ": not one machine, so the times do not belong together" if len(known) > 1 else ""
     return " and on ".join(known) + apart + "."
 

@@ -22,7 +22,7 @@ from dsllm.comparison.arms import Arm, arms_of
 from dsllm.comparison.jobs import ROOT, Jobs, apart
 from dsllm.comparison.measuring import measured
 from dsllm.comparison.rates import best_rate, next_rate
-from dsllm.comparison.record import Diverged, RunRecord, arm_of
+from dsllm.comparison.record import Diverged, RunRecord, arm_of, completed
 from dsllm.comparison.study import Study, with_steps
 from dsllm.config import RunConfig
 from dsllm.data.files import os_errors_named, write_atomically
@@ -167,7 +167,7 @@ class Runner:
         config = self.study.config(wanted.arm, wanted.seed, wanted.rate, self.work / wanted.name)
         config = with_steps(config, wanted.flops)
         if failed.exists():
-            _check_kept(failed, json.loads(failed.read_text()), config, self.jobs.ranks)
+            _check_kept(failed, completed(json.loads(failed.read_text())), config, self.jobs.ranks)
             raise Diverged("diverged")
         if kept.exists():
             record = RunRecord.read(kept)
@@ -177,7 +177,7 @@ class Runner:
             self.jobs.train(wanted.name, config)
             record = RunRecord.read(config.run_dir)
         except Diverged:
-            said = arm_of(config, "") | {"ranks": self.jobs.ranks, "precision": config.train.precision}
+            said = arm_of(config, "any") | {"ranks": self.jobs.ranks, "precision": config.train.precision}
             write_atomically(failed, (json.dumps(said) + "\n").encode())
             raise
         record.write(kept)

@@ -20,7 +20,7 @@ from dsllm.data.indexed import IndexedPair
 from dsllm.data.manifest import DEPTHS, LABELS, MANIFEST_NAME, Manifest, TokenizerInfo
 from dsllm.data.order import samples_at
 from dsllm.data.shards import open_split
-from dsllm.errors import DataError
+from dsllm.errors import DataError, TooLongError
 
 
 def open_samples(path: Path, split: str, context: int) -> SampleSource:
@@ -77,7 +77,7 @@ class ProblemDataset:
         self._starts = np.cumsum([0, *(pair.documents for pair in self._tokens)])
         longest = _longest(self._tokens)
         if longest > context:
-            raise DataError(
+            raise TooLongError(
                 f"{self.path}: problems of up to {longest:,} tokens in split {split}, model.context = {context}; "
                 f"take at least {longest}, or make shorter ones"
             )

@@ -1,5 +1,6 @@
 """A run's data: its splits, opened and checked against its model."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +15,7 @@ from dsllm.data.curriculum import PackedProblems, chain_length, check_lengths
 from dsllm.data.dataset import SampleSource, TokenDataset
 from dsllm.data.manifest import MANIFEST_NAME, Manifest
 from dsllm.data.problems import ProblemDataset, longest_problem, open_samples
-from dsllm.errors import DataError
+from dsllm.errors import DataError, TooLongError
 from dsllm.tokenizer import Tokenizer, tokenizer_of
 
 BEYOND = "beyond"
@@ -138,8 +139,9 @@ def open_splits(config: RunConfig) -> dict[str, SampleSource]:
     """The splits that the run reads: train, and val, test and what is `beyond` where it evaluates on them."""
     wanted = {"train": True, "val": config.train.eval_every > 0, "test": config.train.test_samples != 0}
     splits = {split: open_split(config, split) for split, needed in wanted.items() if needed}
-    if wanted["test"] and splits["test"].labelled and (beyond := open_beyond(config)) is not None:
-        splits[BEYOND] = beyond
+    if wanted["test"] and splits["test"].labelled and has_beyond(config):
+        with suppress(TooLongError):
+            splits[BEYOND] = open_beyond(config)
     if config.data.curriculum is not None:
         check_lengths(config.data.curriculum, splits["train"])
     return splits
@@ -152,17 +154,18 @@ def open_split(config: RunConfig, split: str) -> SampleSource:
     return folders[0] if len(folders) == 1 else Blend(folders, data.weights or [1.0] * len(folders))
 
 
-def open_beyond(config: RunConfig) -> SampleSource | None:
+def has_beyond(config: RunConfig) -> bool:
+    """Whether the run's data, problems, have some with longer chains than those trained on."""
+    return all(BEYOND in Manifest.read(Path(path)).splits for path in config.data.paths)
+
+
+def open_beyond(config: RunConfig) -> SampleSource:
     """Problems with longer chains than those trained on, in a context that holds them.
 
-    None if there are none, or if the model's positions end before the problems do.
+    Raises `DataError` if there are none, or if the model's positions end before the problems do.
     """
-    paths = [Path(path) for path in config.data.paths]
-    if not all(BEYOND in Manifest.read(path).splits for path in paths):
-        return None
-    longest = max(longest_problem(path, BEYOND) for path in paths)
-    if longest > config.model.context:
-        if not config.model.any_length:
-            return None
-        config = config.model_copy(update={"model": config.model.model_copy(update={"context": longest})})
+    if has_beyond(config) and config.model.any_length:
+        longest = max(longest_problem(Path(path), BEYOND) for path in config.data.paths)
+        context = max(longest, config.model.context)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"context": context})})
     return open_split(config, BEYOND)

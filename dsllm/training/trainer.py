@@ -39,7 +39,7 @@ from dsllm.training.rates import Outcome, Rates
 from dsllm.training.run_folder import check_resumable, clear_for, write_config
 from dsllm.training.schedule import Schedule
 from dsllm.training.signals import StopSignals
-from dsllm.training.sources import Batches, MicroBatch, open_splits, resolve_vocabulary, sample_order
+from dsllm.training.sources import BEYOND, Batches, MicroBatch, open_splits, resolve_vocabulary, sample_order
 from dsllm.training.tensors import EngineTensors, groups_by_age, initial_values, materialise, stored_values
 from dsllm.training.world import World
 
@@ -157,7 +157,7 @@ class BaseTrainer:
     # The loop.
 
     def train(self) -> None:
-        """Train to the last step, evaluating and saving as configured, then evaluate on the test split.
+        """Train to the last step, evaluating and saving as configured, then evaluate on test and what is beyond.
 
         Raises `Stopped`, after a complete checkpoint, if a signal asked for it; `Reinitialise`, if it is to go on from
         the newest one with another model.
@@ -182,7 +182,7 @@ class BaseTrainer:
                 if outcome is not None:
                     self._record(outcome)
                     self.after_step(outcome)
-            for split in ("test", "beyond"):
+            for split in ("test", BEYOND):
                 if split in self.splits:
                     self.evaluate(split, train.test_samples)
             if self.signals.agreed():

@@ -9,6 +9,8 @@ class Run:
     def __init__(self, flops: float, loss: float, seed: int = 1, tokens: int = 10):
         self.flops, self.test_loss, self.seed, self.tokens, self.validation = flops, loss, seed, tokens, []
         self.accuracy: dict[str, float] = {}
+        self.beyond: dict[str, float] = {}
+        self.h90 = self.next_accuracy = None
 
 
 class Arm:
@@ -16,10 +18,11 @@ class Arm:
         self.name, self.runs, self.first = name, list(runs), runs[0]
 
     def values(self, of):
-        return [of(run) for run in self.runs]
+        return [value for value in map(of, self.runs) if value is not None]
 
     def mean(self, of):
-        return sum(self.values(of)) / len(self.runs)
+        values = self.values(of)
+        return sum(values) / len(values) if values else None
 
     def spread(self, of):
         return None
@@ -62,6 +65,16 @@ def test_one_budget_says_nothing_of_gains():
 def test_without_a_second_budget_of_the_baseline_gains_are_left_out():
     arms = {"scratch": arm("scratch", {1e12: 3.0}), "grown": arm("grown", {1e12: 2.9, 2e12: 2.8})}
     assert [table.title for table in tables(arms)] == ["Test loss by budget"]
+
+
+def test_of_problems_there_are_chains_by_budget_and_those_beyond_where_they_were_asked():
+    arms = {"scratch": arm("scratch", {1e12: 3.0, 2e12: 2.9})}
+    early, late = (at.runs[0] for at in arms["scratch"].values())
+    early.accuracy, early.h90, late.accuracy, late.h90 = {"1": 0.9}, 1, {"1": 0.9}, 1
+    assert "Accuracy at" not in " ".join(table.title for table in tables(arms))
+    late.beyond, late.next_accuracy = {"10": 0.1, "9": 0.3}, 0.3
+    (found,) = (table for table in tables(arms) if table.title == "Accuracy at 9 steps, beyond training, by budget")
+    assert found.rows == [["arm", "1e+12 FLOPs", "2e+12 FLOPs"], ["scratch", "", "0.300"]]
 
 
 def test_a_crossing_lies_between_the_budgets_where_the_lead_changes():

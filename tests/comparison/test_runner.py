@@ -122,6 +122,10 @@ def test_a_run_that_diverges_is_left_out_said_and_not_tried_again(recipe, tmp_pa
     said = python(*command)
     assert "Diverged, and left out: bad_seed1." in said and "| arm | good |" in said
     shutil.rmtree(tmp_path / "work")
+    marker = tmp_path / "out" / "records" / "bad_seed1.diverged"
+    older = json.loads(marker.read_text())
+    del older["train"]["beta2"]  # as of before the key came
+    marker.write_text(json.dumps(older))
     assert "Diverged, and left out: bad_seed1." in python(*command) and not (tmp_path / "work").exists()
 
 
@@ -165,9 +169,11 @@ def test_a_study_of_problems_has_data_for_each_seed_and_asks_for_longer_chains_t
     }
     study = written(tmp_path / "chains.yaml", recipe, arms={"a": {}}, **more)
     said = python("launch/study.py", study, "--out", tmp_path / "out", "--work", tmp_path / "work")
-    assert "mean accuracy beyond, 4 to 5 steps" in said
+    assert "mean accuracy, 4 to 5 steps, beyond training" in said
     (runs,) = json.loads((tmp_path / "out" / "results.json").read_text()).values()
-    assert [set(run["beyond"]) for run in runs] == [{"4", "5"}] * 2 and runs[0]["beyond"] != runs[1]["beyond"]
+    assert [set(run["beyond"]) for run in runs] == [{"4", "5"}] * 2
+    kept = [RunRecord.read(tmp_path / "out" / "records" / f"a_seed{seed}.json") for seed in (1, 2)]
+    assert kept[0].scored.data != kept[1].scored.data  # each seed has its own
 
 
 @pytest.mark.slow

@@ -123,10 +123,16 @@ def test_a_longer_sequence_is_read_as_by_a_model_of_that_context(small, progress
         torch.manual_seed(0)
         return moved(build_model(config))
 
-    for build in (lambda context: small(context=context), lambda context: progressive(context=context), convolving):
+    for build in (
+        lambda context: small(context=context, window=5),
+        lambda context: progressive(context=context),
+        convolving,
+    ):
         shorter, longer = build(8), build(17)
         assert shorter.config.any_length
-        torch.testing.assert_close(shorter(ids).logits, longer(ids).logits, rtol=0, atol=0)
+        for documents in (None, torch.tensor([[0] * 10 + [1] * 7, [0] * 17])):
+            read = [model(ids, document_ids=documents).logits for model in (shorter, longer)]
+            torch.testing.assert_close(*read, rtol=0, atol=0)
 
 
 def test_targets_give_the_loss_alone_and_its_absence_the_logits(small, ids):
