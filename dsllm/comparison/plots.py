@@ -61,7 +61,8 @@ def plot_of_budgets(arms: Mapping[str, Mapping[float, Arm]]) -> dict[str, tuple[
         return {}
     figure, axes = _figure()
     for number, of in enumerate(arms.values()):
-        aside = 1.012 ** (number - (len(arms) - 1) / 2)  # where all have one budget, their points would hide each other
+        # Points of one budget would hide each other: the baseline's stand at it, the others' to its right and left.
+        aside = 1.012 ** ((number + 1) // 2 * (1 if number % 2 else -1))
         spent = [budget * aside for budget in of]
         losses = [arm.mean(lambda run: run.test_loss) for arm in of.values()]
         bars = [arm.spread(lambda run: run.test_loss) or 0.0 for arm in of.values()]
