@@ -13,6 +13,11 @@ def processor_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
+def default_device() -> torch.device:
+    """Where a single process asks a model: on the current GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def machine_name(device: torch.device) -> str:
     """What figures measured on `device` depend on, in words."""
     if device.type == "cuda":

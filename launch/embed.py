@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dsllm.command_line import positive
 from dsllm.data.files import os_errors_named, temporary, write_atomically
 from dsllm.embedding import Embedder
 from dsllm.errors import ConfigError, UserError, user_errors_exit
+from dsllm.machine import default_device
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.loading import load_model, load_tokenizer_of
 
@@ -46,7 +46,7 @@ def main() -> None:
         lines = arguments.text or [] if arguments.file is None else read_lines(arguments.file)
         checkpoint = find_checkpoint(arguments.run)
         tokenizer = load_tokenizer_of(checkpoint)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = default_device()
         embedder = Embedder(load_model(checkpoint.path).to(device), tokenizer, arguments.level, arguments.pool)
         if arguments.compare is not None:
             a, b = embed(embedder, arguments.compare)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dsllm.command_line import positive
 from dsllm.config import RunConfig
@@ -19,6 +18,7 @@ from dsllm.data.batches import EvaluationBatch, evaluation_batches
 from dsllm.data.dataset import SampleSource
 from dsllm.data.problems import chance_of
 from dsllm.errors import TooLongError, UserError, user_errors_exit
+from dsllm.machine import default_device
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.evaluation import Evaluation, evaluate, phase_losses
 from dsllm.training.leak import LeakAlarm
@@ -59,7 +59,7 @@ def main() -> None:
                 mask_documents=config.data.mask_documents,
             )
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = default_device()
         model = load_model(checkpoint.path).to(device)
         step = checkpoint.progress.step
         results: dict[str, Evaluation] = {}

@@ -10,6 +10,7 @@ import torch
 
 from dsllm.command_line import positive
 from dsllm.errors import UserError, user_errors_exit
+from dsllm.machine import default_device
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.loading import load_model, load_tokenizer_of
 
@@ -30,7 +31,7 @@ def main() -> None:
         prompt = torch.as_tensor(tokenizer.encode(arguments.prompt).astype("int64"))
         if not len(prompt):
             raise UserError("--prompt: holds no token; give some text to continue")
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = default_device()
         tokens = (
             load_model(checkpoint.path)
             .to(device)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from dsllm.machine import default_device
 from dsllm.models.language_model import LanguageModel
 from dsllm.training.loading import load_model
 
@@ -17,7 +18,7 @@ TURN, TURNS = 16, 4
 @torch.no_grad()
 def measure_inference(folders: Mapping[str, Path]) -> dict[str, tuple[float, float]]:
     """By name: milliseconds of a prefill of half a context, and the median per token decoded after it, batch 1."""
-    device = inference_device()
+    device = default_device()
     loaded = {name: load_model(folder).to(device) for name, folder in folders.items()}
     models = {name: model for name, model in loaded.items() if model.config.context > 1}
     for model in models.values():  # what the first call alone does
@@ -33,11 +34,6 @@ def measure_inference(folders: Mapping[str, Path]) -> dict[str, tuple[float, flo
         )
         for name in models
     }
-
-
-def inference_device() -> torch.device:
-    """Where they are measured: on the first GPU, if there is one."""
-    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 class _Decoding:

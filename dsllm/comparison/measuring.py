@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from dsllm.comparison.inference import inference_device, measure_inference
+from dsllm.comparison.inference import measure_inference
 from dsllm.comparison.phases import measure_phases
 from dsllm.comparison.record import RunRecord
-from dsllm.machine import machine_name
+from dsllm.machine import default_device, machine_name
 
 
 def measured(records: Mapping[str, RunRecord], folders: Mapping[str, Path]) -> dict[str, RunRecord]:
@@ -20,7 +20,7 @@ def measured(records: Mapping[str, RunRecord], folders: Mapping[str, Path]) -> d
             update={
                 "prefill_ms": prefill,
                 "decode_ms": decode,
-                "inference_on": machine_name(inference_device()),
+                "inference_on": machine_name(default_device()),
                 "phase_losses": phases.get(name, []),
             }
         )

@@ -9,10 +9,9 @@ All models of a comparison are asked with the longest windows of any, on the sam
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from dsllm.data.batches import evaluation_batches
 from dsllm.errors import DataError
+from dsllm.machine import default_device
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.evaluation import phase_losses
 from dsllm.training.loading import load_model
@@ -24,7 +23,7 @@ SAMPLES = 64
 
 def measure_phases(folders: Mapping[str, Path]) -> dict[str, list[float]]:
     """By name the mean loss of each phase, nats per token; nothing if no model merges, or of problems or lost data."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     models = {name: load_model(folder).to(device) for name, folder in folders.items()}
     period = max((max(model.spans) for model in models.values()), default=1)
     found = {}

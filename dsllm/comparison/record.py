@@ -27,6 +27,7 @@ from dsllm.training.reasoning import ChainAccuracy
 from dsllm.training.sources import BEYOND
 
 UNRECORDED = "a machine that was not recorded"
+"""What stands for the machine of a run by an older dsllm."""
 LAST = 0.1
 """Share of the steps at the end over which the final training loss is the mean."""
 
