@@ -4,6 +4,7 @@ import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 from dsllm.comparison.record import Point, RunRecord
 from dsllm.errors import UserError
@@ -74,12 +75,15 @@ def pairs(ours: Sequence[RunRecord], theirs: Sequence[RunRecord]) -> list[tuple[
 def arms_of(records: Sequence[RunRecord]) -> list[Arm]:
     """The arms in the order in which they were given, seeds in order.
 
+    Where each seed had data of its own, the same for all of several arms, they count as one data.
+
     Raises:
         UserError: the same run twice, or runs whose losses cannot stand in one column.
     """
-    groups: dict[str, list[RunRecord]] = {}
-    for record in records:
-        groups.setdefault(record.key, []).append(record)
+    groups = _grouped(records, [run.key for run in records])
+    together = _grouped(records, [run.key for run in of_one_data(records)])
+    if len(together) > 1 and len({frozenset(run.seed for run in runs) for runs in together.values()}) == 1:
+        groups = together
     for runs in groups.values():
         seeds = [run.seed for run in runs]
         if len(set(seeds)) < len(seeds):
@@ -91,6 +95,25 @@ def arms_of(records: Sequence[RunRecord]) -> list[Arm]:
         arms = [Arm(f"{arm.name} ({number})", arm.runs) for number, arm in enumerate(arms, 1)]
     _check_comparable(arms)
     return arms
+
+
+def of_one_data(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Of runs whose data go by their seed, as of one data: all the seeds' together.
+
+    They come as they are if two of one seed had other data.
+    """
+    data = {run.seed: run.scored.data for run in records}
+    if any(run.scored.data != data[run.seed] for run in records):
+        return list(records)
+    together = sha256(" ".join(data[seed] for seed in sorted(data)).encode()).hexdigest()
+    return [run.of_data(together) for run in records]
+
+
+def _grouped(records: Sequence[RunRecord], keys: Sequence[str]) -> dict[str, list[RunRecord]]:
+    groups: dict[str, list[RunRecord]] = {}
+    for record, key in zip(records, keys, strict=True):
+        groups.setdefault(key, []).append(record)
+    return groups
 
 
 def _check_comparable(arms: Sequence[Arm]) -> None:

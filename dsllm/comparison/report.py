@@ -141,7 +141,7 @@ def notes(arms: Sequence[Arm], speedup: bool = True) -> list[str]:
     scored = arms[0].first.scored
     said = [
         f"Test: {scored.tokens:,} targets ({scored.objective}), in samples of {scored.context:,} tokens, the same for "
-        f"all; tokenizer {scored.tokenizer_name}.",
+        f"all arms; tokenizer {scored.tokenizer_name}.",
         "ms per step, tokens/s: medians of the recorded steps without the first two of each engine, of a run that "
         "grows the mean over its stages. Peak memory: of rank 0, allocated on its GPU or resident without one. "
         "Training loss at the end: mean of the recorded batches in the last tenth of the steps.",

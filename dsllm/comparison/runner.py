@@ -14,11 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from dsllm.comparison.arms import Arm, arms_of
+from dsllm.comparison.arms import Arm, arms_of, of_one_data
 from dsllm.comparison.jobs import ROOT, Jobs, apart
 from dsllm.comparison.measuring import measured
 from dsllm.comparison.rates import best_rate, next_rate
@@ -94,9 +93,10 @@ class Runner:
         made = self._measured(self.all())
         if not any(wanted.flops == self.study.shared_budget for wanted in made):
             raise UserError("every run diverged; try lower learning rates")
+        records = of_one_data(list(made.values())) if self.study.data_by_seed else made.values()
         named = {
             wanted: record.model_copy(update={"name": f"{wanted.arm}_seed{wanted.seed}"})
-            for wanted, record in (_one_data(made) if self.study.data_by_seed else made).items()
+            for wanted, record in zip(made, records, strict=True)
         }
         at: dict[str, dict[float | None, Arm]] = {arm: {} for arm in self.study.arms}
         for flops in dict.fromkeys(wanted.flops for wanted in named):
@@ -209,19 +209,6 @@ class Runner:
             record.write(self.records / f"{name}.json")
             found[firsts[name]] = record
         return found
-
-
-def _one_data(made: Mapping[Wanted, RunRecord]) -> dict[Wanted, RunRecord]:
-    """Records of runs whose data go by their seed, as of one data: all the seeds' together.
-
-    Raises `UserError` if two arms did not have the same data for a seed.
-    """
-    by_seed: dict[int, str] = {}
-    for wanted, record in made.items():
-        if by_seed.setdefault(wanted.seed, record.scored.data) != record.scored.data:
-            raise UserError(f"{wanted.name}: other data than other arms' with seed {wanted.seed}; make it anew")
-    together = sha256(" ".join(by_seed.values()).encode()).hexdigest()
-    return {wanted: record.of_data(together) for wanted, record in made.items()}
 
 
 def _check_kept(kept: Path, then: dict[str, Any], config: RunConfig, ranks: int) -> None:

@@ -134,6 +134,30 @@ def test_losses_that_do_not_belong_into_one_column_are_refused_by_name(record, u
     assert record.name in str(refused.value) and "other" in str(refused.value)
 
 
+def with_data(record: RunRecord, name: str, seed: int, data: str) -> RunRecord:
+    return of_another_arm(record, name, seed=seed).of_data(data)
+
+
+def test_data_may_go_by_the_seed_if_all_arms_had_the_same_with_each(record):
+    runs = [with_data(record, name, seed, f"data {seed}") for name in ("a", "b") for seed in (1, 2)]
+    assert [(arm.name, len(arm.runs)) for arm in arms_of(runs)] == [("a", 2), ("b", 2)]
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [("a", 1, "x"), ("a", 2, "y")],
+        [("a", 1, "x"), ("b", 2, "y")],
+        [("a", 1, "x"), ("a", 2, "y"), ("b", 1, "x")],
+        [("a", 1, "x"), ("a", 2, "y"), ("b", 1, "x"), ("b", 2, "z")],
+    ],
+    ids=["one arm", "no seed in common", "not all seeds", "other data with one seed"],
+)
+def test_other_data_without_the_same_seeds_in_all_arms_are_refused(runs, record):
+    with pytest.raises(UserError, match="trained and scored on other data"):
+        arms_of([with_data(record, *run) for run in runs])
+
+
 def test_the_same_run_twice_is_refused(record):
     with pytest.raises(UserError, match="one_rank, one_rank: one configuration with seed 1337, more than once"):
         arms_of([record, record])
