@@ -8,7 +8,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field, NonNegativeInt
 
-from data_prep.reasoning.task import Problems, Task, function_table, permutations
+from data_prep.reasoning.task import Array, Problems, Task, function_table, permutations
+
+NO_TOKEN = -1
 
 
 class PermChain(Task):
@@ -61,6 +63,7 @@ class VarsChain(Task):
     x4 = 3   x9 = 1   x2 f5 x4   x7 f0 x9   x0 f5 x2   →   -  -  f5(3)  f0(1)  f5(f5(3))
 
     Each definition is three tokens, its label stands at the third. Roots say their value themselves and have no label.
+    Compact, `x2 f5 x4` is `x2 f5(x4)` and a root `x4=3` is one token: small models find the names much sooner.
     """
 
     name: ClassVar[str] = "vars_chain"
@@ -71,11 +74,17 @@ class VarsChain(Task):
     chains: int = Field(2, ge=1, le=64)
     table_seed: NonNegativeInt = 0
     """Draws the functions, permutations of the values; the same ones in every split."""
+    compact: bool = False
+    """A definition is two tokens, of a root one; not three."""
 
     @property
     def words(self) -> list[str]:
-        functions, names = (f"f{i}" for i in range(self.functions)), (f"x{i}" for i in range(self.names))
-        return [*map(str, range(self.values)), *functions, "=", *names]
+        values, names = [*map(str, range(self.values))], [f"x{i}" for i in range(self.names)]
+        functions = [f"f{i}" for i in range(self.functions)]
+        if self.compact:
+            applied = (f"{function}({name})" for function in functions for name in names)
+            return [*values, *names, *applied, *(f"{name}={value}" for name in names for value in values)]
+        return [*values, *functions, "=", *names]
 
     @property
     def longest(self) -> int:
@@ -86,7 +95,6 @@ class VarsChain(Task):
 
     def generate(self, length: int, count: int, rng: np.random.Generator) -> Problems:
         table = function_table(self.functions, self.values, self.table_seed)
-        equals, first_name = self.values + self.functions, self.values + self.functions + 1
         each, total, row = length + 1, (length + 1) * self.chains, np.arange(count)
         chain_of = permutations(count, total, rng) // each  # (count, total): every chain `each` times
         name_of = permutations(count, self.names, rng)[:, :total]
@@ -94,17 +102,36 @@ class VarsChain(Task):
         used = rng.integers(self.functions, size=(count, total))
         newest = np.zeros((count, self.chains), np.int64)
         step = np.zeros((count, self.chains), np.int64)
-        problems = Problems.unlabelled(np.zeros((count, 3 * total), np.int64))
-        for statement in range(total):
-            chain, at = chain_of[:, statement], 3 * statement
-            depth, before = step[row, chain], value[row, chain]
+        problems = Problems.unlabelled(np.full((count, total, 3), NO_TOKEN))
+        for at in range(total):
+            chain, name, function = chain_of[:, at], name_of[:, at], used[:, at]
+            depth, before, of = step[row, chain], value[row, chain], newest[row, chain]
             root = depth == 0
-            value[row, chain] = np.where(root, before, table[used[:, statement], before])
-            problems.tokens[:, at] = first_name + name_of[:, statement]
-            problems.tokens[:, at + 1] = np.where(root, equals, self.values + used[:, statement])
-            problems.tokens[:, at + 2] = np.where(root, before, first_name + newest[row, chain])
-            problems.labels[:, at + 2] = np.where(root, problems.labels[:, at + 2], value[row, chain])
-            problems.depths[:, at + 2] = depth
-            newest[row, chain] = name_of[:, statement]
+            value[row, chain] = np.where(root, before, table[function, before])
+            problems.tokens[:, at] = np.where(
+                root[:, None], self._root(name, before), self._definition(name, function, of)
+            )
+            problems.labels[:, at, 2] = np.where(root, problems.labels[:, at, 2], value[row, chain])
+            problems.depths[:, at, 2] = depth
+            newest[row, chain] = name
             step[row, chain] = depth + 1
-        return problems
+        there = problems.tokens != NO_TOKEN  # as many in each row
+        return Problems(*(part[there].reshape(count, -1) for part in problems))
+
+    def _root(self, name: Array, value: Array) -> Array:
+        """The tokens of name = value: (count, 3), those that are none before the others."""
+        if self.compact:
+            first = self.values + self.names * (1 + self.functions)
+            return _columns(NO_TOKEN, NO_TOKEN, first + name * self.values + value)
+        return _columns(self.values + self.functions + 1 + name, self.values + self.functions, value)
+
+    def _definition(self, name: Array, function: Array, of: Array) -> Array:
+        """The tokens of name = function(of): (count, 3), as those of a root."""
+        if self.compact:
+            return _columns(self.values + name, NO_TOKEN, self.values + self.names * (1 + function) + of)
+        first_name = self.values + self.functions + 1
+        return _columns(first_name + name, self.values + function, first_name + of)
+
+
+def _columns(*parts: Array | int) -> Array:
+    return np.stack(np.broadcast_arrays(*parts), axis=1)

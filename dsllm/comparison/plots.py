@@ -15,6 +15,8 @@ SIZE = (7.2, 4.4)
 """Inches; at 150 dots per inch, 1,080 × 660."""
 BESIDE = 6
 """With more arms than that the legend stands beside the curves, which it would hide."""
+FAR_APART = 5
+"""With ends that are further from each other than that, an axis is logarithmic, or one arm would fill it alone."""
 AXES: dict[str, tuple[str, Callable[[Point], float]]] = {
     "tokens": ("tokens trained on", lambda point: point.tokens),
     "flops": ("training FLOPs", lambda point: point.flops),
@@ -91,10 +93,10 @@ def _figure() -> tuple[Any, Any]:
     return figure, axes
 
 
-def _finished(figure: Any, axes: Any, x: str, y: str) -> bytes:
-    """The picture, with what its axes are and whose curves are whose."""
+def _finished(figure: Any, axes: Any, x: str, y: str, full: bool = False) -> bytes:
+    """The picture, with what its axes are and whose curves are whose; beside them, if they leave no room."""
     axes.set(xlabel=x, ylabel=y)
-    if len(axes.get_legend_handles_labels()[1]) > BESIDE:
+    if len(axes.get_legend_handles_labels()[1]) > BESIDE or full:
         figure.set_size_inches(SIZE[0] + 2, SIZE[1])
         figure.legend(fontsize=9, frameon=False, loc="outside right upper")
     else:
@@ -134,6 +136,9 @@ def _area(point: Point) -> float | None:
 def _curves(arms: Sequence[Arm], axis: str, figure_of: Callable[[Point], float | None], said: str) -> bytes:
     words, of = AXES[axis]
     figure, axes = _figure()
+    ends = [of(max(run.validation, key=of)) for arm in arms for run in arm.runs if run.validation]
+    if max(ends) > FAR_APART * min(ends):
+        axes.set_xscale("log")
     for number, arm in enumerate(arms):
         # What is before any training says nothing of the arms, and makes the rest small.
         curve = [(point, mean, spread) for point, mean, spread in arm.curve(figure_of) if point.tokens > 0]
@@ -195,7 +200,7 @@ def _loss_by_phase(arms: Sequence[Arm]) -> bytes:
     for number, arm in enumerate(arms):
         if losses := _phases(arm):
             axes.plot(range(len(losses)), losses, label=_label(arm), **_style(number))
-    return _finished(figure, axes, "position in the sample, modulo the window", "test loss, nats per token")
+    return _finished(figure, axes, "position in the sample, modulo the window", "test loss, nats per token", full=True)
 
 
 def _divergence(arm: Arm) -> bytes:

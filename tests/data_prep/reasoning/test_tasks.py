@@ -145,6 +145,20 @@ def test_every_label_is_what_the_rules_give(name, length):
     assert problems.depths.max() == length
 
 
+def test_compact_definitions_say_the_same_in_fewer_tokens():
+    task = TASKS["vars_chain"](compact=True)
+    problems, texts = asked(task, 7)
+    for row, words in enumerate(texts):
+        assert len(words) == 2 * (1 + 2 * 7)
+        spelled, last = [], {}  # by the place of a word, that of its last in three-token definitions
+        for t, word in enumerate(words):
+            spelled += re.fullmatch(r"(x\d+)(=)(\d+)|(f\d+)\((x\d+)\)|(x\d+)", word).groups()
+            spelled = [part for part in spelled if part is not None]
+            last[t] = len(spelled) - 1
+        found = {last[t]: answer for t, answer in told(task, problems, row).items()}
+        assert found == by_vars_chain(task, spelled, 7)
+
+
 @pytest.mark.parametrize("name", LENGTHS)
 def test_so_it_is_for_long_chains(name):
     task = TASKS[name]()
