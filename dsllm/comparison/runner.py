@@ -63,23 +63,22 @@ class Runner:
         """By arm and learning rate the last loss on val, once `all` is done."""
         self.diverged: list[Wanted] = []
         """Runs at the best rate that have no loss, once `all` is done."""
-        self._made = self._tries = 0
+        self._due: dict[Wanted, None] = {}
+        """All runs of the study as far as they are known, tries included."""
+        self._spent = 0.0
+        """Of the runs made here, in the units of `_cost`."""
         self._begun = time.monotonic()
         self._lock = threading.Lock()
 
     def all(self) -> dict[Wanted, RunRecord]:
         """The runs of all arms, seeds and budgets, at the best of the rates, but for those that diverged."""
-        study = self.study
         self._prepare()
         self._check()
+        unrated = self._runs({})  # stand for those of which it is open at which rate
+        self._due.update(dict.fromkeys(unrated))
         self.tried = self._try_rates()
-        best = {arm: best_rate(arm, losses) for arm, losses in self.tried.items()}
-        runs = [
-            self._wanted(arm, seed, best.get(arm), flops)
-            for seed in study.seeds
-            for arm in study.arms
-            for flops in study.budgets(arm)
-        ]
+        runs = self._runs({arm: best_rate(arm, losses) for arm, losses in self.tried.items()})
+        self._due = dict.fromkeys([*(wanted for wanted in self._due if wanted not in unrated), *runs])
         runs.sort(key=lambda run: -(run.flops or 0))  # the longest first, so that none is left alone at the end
         made = dict(zip(runs, self.jobs.side_by_side(self._run_if_it_can, runs), strict=True))
         self.diverged = [wanted for wanted, record in made.items() if record is None]
@@ -112,11 +111,20 @@ class Runner:
         asked = [(arm, rate) for arm in losses for rate in study.rates]
         while asked:
             tries = [self._wanted(arm, study.tuning_seed, rate, study.tuning_budget) for arm, rate in asked]
-            self._tries += len(tries)
+            self._due.update(dict.fromkeys(tries))
             for (arm, rate), loss in zip(asked, self.jobs.side_by_side(self._tried, tries), strict=True):
                 losses[arm][rate] = loss
             asked = [(arm, beyond) for arm, of in losses.items() if (beyond := next_rate(of)) is not None]
         return losses
+
+    def _runs(self, rates: Mapping[str, float]) -> list[Wanted]:
+        study = self.study
+        return [
+            self._wanted(arm, seed, rates.get(arm), flops)
+            for seed in study.seeds
+            for arm in study.arms
+            for flops in study.budgets(arm)
+        ]
 
     def _wanted(self, arm: str, seed: int, rate: float | None, flops: float | None) -> Wanted:
         name = arm if flops is None else f"{arm}_{flops:g}flops"
@@ -182,17 +190,18 @@ class Runner:
             raise
         record.write(kept)
         with self._lock:
-            self._made += 1
+            self._spent += _cost(wanted)
             self.say(f"{wanted.name}: test loss {record.test_loss:.4f}; {self._left()}")
         return record
 
     def _left(self) -> str:
-        study, known = self.study, len(list(self.records.glob("*.json")))
-        whole = len(study.seeds) * sum(len(study.budgets(arm)) for arm in study.arms)
-        again = study.tuning_seed in study.seeds and study.tuning_budget in study.budgets(next(iter(study.arms)))
-        whole += self._tries - (len(study.arms) if self._tries and again else 0)
-        seconds = (time.monotonic() - self._begun) / self._made * max(0, whole - known)
-        return f"{min(known, whole)} of {whole} runs, about {seconds / 60:.0f} min left"
+        left = [
+            wanted
+            for wanted in self._due
+            if not any((self.records / f"{wanted.name}.{end}").exists() for end in ("json", "diverged"))
+        ]
+        seconds = (time.monotonic() - self._begun) / self._spent * sum(map(_cost, left))
+        return f"{len(self._due) - len(left)} of {len(self._due)} runs, about {seconds / 60:.0f} min left"
 
     def _measured(self, made: Mapping[Wanted, RunRecord]) -> dict[Wanted, RunRecord]:
         """Each arm's first run at the shared budget with its times and phases, if it is on this machine, in one go."""
@@ -209,6 +218,11 @@ class Runner:
             record.write(self.records / f"{name}.json")
             found[firsts[name]] = record
         return found
+
+
+def _cost(wanted: Wanted) -> float:
+    """Of a run, for how long others may take: its FLOPs, or one if all have their own steps."""
+    return wanted.flops or 1.0
 
 
 def _check_kept(kept: Path, then: dict[str, Any], config: RunConfig, ranks: int) -> None:
