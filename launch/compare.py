@@ -8,7 +8,7 @@ python launch/compare.py RUN RUN ... --out report/
 import argparse
 from pathlib import Path
 
-from dsllm.comparison.arms import arms_of
+from dsllm.comparison.arms import arms_of, of_one_data
 from dsllm.comparison.measuring import measured
 from dsllm.comparison.plots import plots_of
 from dsllm.comparison.record import RunRecord
@@ -23,12 +23,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for report.html, report.md and results.json")
     parser.add_argument("--title", default="Comparison of runs")
     parser.add_argument("--records", type=Path, help="folder for a small file of each run, to compare without the runs")
+    parser.add_argument("--data_by_seed", action="store_true", help="each seed has data of its own, alike for all arms")
     parser.add_argument("--no_inference", action="store_true", help="do not measure prefill, decoding and phases")
     arguments = parser.parse_args()
     with user_errors_exit():
         if arguments.out.exists() and not arguments.out.is_dir():
             raise UserError(f"--out {arguments.out}: a file; name a folder")
-        records = [RunRecord.read(path) for path in arguments.runs]
+        read = [RunRecord.read(path) for path in arguments.runs]
+        records = of_one_data(read) if arguments.data_by_seed else read
         arms_of(records)  # what must not be compared is said before anything is measured
         if not arguments.no_inference:
             folders = dict(zip(map(id, records), arguments.runs, strict=True))
@@ -39,7 +41,8 @@ def main() -> None:
         arms = arms_of(records)
         write_report(arguments.out, Report(arguments.title, arms, plots_of(arms)))
         if arguments.records is not None:
-            _keep(records, arguments.records)
+            kept = [run.of_data(was.scored.data) for run, was in zip(records, read, strict=True)]
+            _keep(kept, arguments.records)
     _show(table(arms))
     print("\n".join(notes(arms)))
     print(f"{arguments.out / 'report.html'}")

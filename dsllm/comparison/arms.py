@@ -75,15 +75,10 @@ def pairs(ours: Sequence[RunRecord], theirs: Sequence[RunRecord]) -> list[tuple[
 def arms_of(records: Sequence[RunRecord]) -> list[Arm]:
     """The arms in the order in which they were given, seeds in order.
 
-    Where each seed had data of its own, the same for all of several arms, they count as one data.
-
     Raises:
         UserError: the same run twice, or runs whose losses cannot stand in one column.
     """
-    groups = _grouped(records, [run.key for run in records])
-    together = _grouped(records, [run.key for run in of_one_data(records)])
-    if len(together) > 1 and len({frozenset(run.seed for run in runs) for runs in together.values()}) == 1:
-        groups = together
+    groups = _grouped(records)
     for runs in groups.values():
         seeds = [run.seed for run in runs]
         if len(set(seeds)) < len(seeds):
@@ -98,36 +93,49 @@ def arms_of(records: Sequence[RunRecord]) -> list[Arm]:
 
 
 def of_one_data(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """Of runs whose data go by their seed, as of one data: all the seeds' together.
+    """Of runs each of whose seeds has data of its own, as of one data: all the seeds' together.
 
-    They come as they are if two of one seed had other data.
+    Raises:
+        UserError: two runs of one seed on other data, or an arm that has no seed, and so no data, in common with the
+            first.
     """
-    data = {run.seed: run.scored.data for run in records}
-    if any(run.scored.data != data[run.seed] for run in records):
-        return list(records)
-    together = sha256(" ".join(data[seed] for seed in sorted(data)).encode()).hexdigest()
-    return [run.of_data(together) for run in records]
+    of_seed: dict[int, RunRecord] = {}
+    for run in records:
+        first = of_seed.setdefault(run.seed, run)
+        if first.scored.data != run.scored.data:
+            raise UserError(
+                f"{first.name} and {run.name}: other data with the same seed, {run.seed} ({_said(first, 'data')} and "
+                f"{_said(run, 'data')}); prepare that seed's once and train both on it"
+            )
+    together = sha256(" ".join(of_seed[seed].scored.data for seed in sorted(of_seed)).encode()).hexdigest()
+    united = [run.of_data(together) for run in records]
+    base, *others = _grouped(united).values()
+    for runs in others:
+        if not {run.seed for run in base} & {run.seed for run in runs}:
+            raise UserError(f"{base[0].name} and {runs[0].name}: no seed in common, so no data; give runs of the same")
+    return united
 
 
-def _grouped(records: Sequence[RunRecord], keys: Sequence[str]) -> dict[str, list[RunRecord]]:
+def _grouped(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     groups: dict[str, list[RunRecord]] = {}
-    for record, key in zip(records, keys, strict=True):
-        groups.setdefault(key, []).append(record)
+    for record in records:
+        groups.setdefault(record.key, []).append(record)
     return groups
 
 
 def _check_comparable(arms: Sequence[Arm]) -> None:
     base = arms[0].first
-    for arm in arms[1:]:
+    for run in (run for arm in arms for run in arm.runs):
         apart = [
-            f"{words} ({_said(base, key)} and {_said(arm.first, key)})"
+            f"{words} ({_said(base, key)} and {_said(run, key)})"
             for key, words in APART.items()
-            if getattr(base.scored, key) != getattr(arm.first.scored, key)
+            if getattr(base.scored, key) != getattr(run.scored, key)
         ]
         if apart:
             raise UserError(
-                f"{base.name} and {arm.first.name}: {'; '.join(apart)}: their losses do not belong into one column; "
-                f"compare runs on one data folder, of one context, train.test_samples and train.eval_samples"
+                f"{base.name} and {run.name}: {'; '.join(apart)}: their losses do not belong into one column; "
+                f"compare runs on one data folder (or on one for each seed: --data_by_seed), of one context, "
+                f"train.test_samples and train.eval_samples"
             )
 
 

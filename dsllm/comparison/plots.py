@@ -93,10 +93,10 @@ def _figure() -> tuple[Any, Any]:
     return figure, axes
 
 
-def _finished(figure: Any, axes: Any, x: str, y: str, full: bool = False) -> bytes:
-    """The picture, with what its axes are and whose curves are whose; beside them, if they leave no room."""
+def _finished(figure: Any, axes: Any, x: str, y: str, beside: bool = False) -> bytes:
+    """The picture, with what its axes are and whose curves are whose; said beside them, if they leave no room."""
     axes.set(xlabel=x, ylabel=y)
-    if len(axes.get_legend_handles_labels()[1]) > BESIDE or full:
+    if len(axes.get_legend_handles_labels()[1]) > BESIDE or beside:
         figure.set_size_inches(SIZE[0] + 2, SIZE[1])
         figure.legend(fontsize=9, frameon=False, loc="outside right upper")
     else:
@@ -136,12 +136,13 @@ def _area(point: Point) -> float | None:
 def _curves(arms: Sequence[Arm], axis: str, figure_of: Callable[[Point], float | None], said: str) -> bytes:
     words, of = AXES[axis]
     figure, axes = _figure()
-    ends = [of(max(run.validation, key=of)) for arm in arms for run in arm.runs if run.validation]
-    if max(ends) > FAR_APART * min(ends):
+    # What is before any training says nothing of the arms, and makes the rest small.
+    curves = [[shown for shown in arm.curve(figure_of) if shown[0].tokens > 0] for arm in arms]
+    ends = [of(curve[-1][0]) for curve in curves if curve]
+    if ends and max(ends) > FAR_APART * min(ends):
         axes.set_xscale("log")
-    for number, arm in enumerate(arms):
-        # What is before any training says nothing of the arms, and makes the rest small.
-        curve = [(point, mean, spread) for point, mean, spread in arm.curve(figure_of) if point.tokens > 0]
+        words += ", logarithmic"
+    for number, (arm, curve) in enumerate(zip(arms, curves, strict=True)):
         x, y = [of(point) for point, _, _ in curve], np.array([mean for _, mean, _ in curve])
         axes.plot(x, y, label=_label(arm), markevery=max(1, len(x) // 12), **_style(number))
         if all(spread is not None for _, _, spread in curve):
@@ -200,7 +201,9 @@ def _loss_by_phase(arms: Sequence[Arm]) -> bytes:
     for number, arm in enumerate(arms):
         if losses := _phases(arm):
             axes.plot(range(len(losses)), losses, label=_label(arm), **_style(number))
-    return _finished(figure, axes, "position in the sample, modulo the window", "test loss, nats per token", full=True)
+    return _finished(
+        figure, axes, "position in the sample, modulo the window", "test loss, nats per token", beside=True
+    )
 
 
 def _divergence(arm: Arm) -> bytes:

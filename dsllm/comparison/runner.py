@@ -75,7 +75,9 @@ class Runner:
         self._prepare()
         self._check()
         unrated = self._runs({})  # stand for those of which it is open at which rate
-        self._due.update(dict.fromkeys(unrated))
+        tries = (self.study.tuning_seed, self.study.tuning_budget) if self.study.rates else None
+        self._due.update(dict.fromkeys(run for run in unrated if (run.seed, run.flops) != tries))
+        self._begun = time.monotonic()
         self.tried = self._try_rates()
         runs = self._runs({arm: best_rate(arm, losses) for arm, losses in self.tried.items()})
         self._due = dict.fromkeys([*(wanted for wanted in self._due if wanted not in unrated), *runs])
@@ -185,14 +187,19 @@ class Runner:
             self.jobs.train(wanted.name, config)
             record = RunRecord.read(config.run_dir)
         except Diverged:
+            with self._lock:
+                self._spent += _cost(wanted)
             said = arm_of(config, "any") | {"ranks": self.jobs.ranks, "precision": config.train.precision}
             write_atomically(failed, (json.dumps(said) + "\n").encode())
             raise
-        record.write(kept)
+        self._made(wanted, record)
+        return record
+
+    def _made(self, wanted: Wanted, record: RunRecord) -> None:
+        record.write(self.records / f"{wanted.name}.json")
         with self._lock:
             self._spent += _cost(wanted)
             self.say(f"{wanted.name}: test loss {record.test_loss:.4f}; {self._left()}")
-        return record
 
     def _left(self) -> str:
         left = [

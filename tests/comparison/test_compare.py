@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dsllm.comparison.arms import arms_of
+from dsllm.comparison.arms import arms_of, of_one_data
 from dsllm.comparison.plots import plots_of
 from dsllm.comparison.record import Growth, RunRecord
 from dsllm.comparison.report import Report, Table, markdown, notes, page, table, write_report
@@ -138,24 +138,35 @@ def with_data(record: RunRecord, name: str, seed: int, data: str) -> RunRecord:
     return of_another_arm(record, name, seed=seed).of_data(data)
 
 
-def test_data_may_go_by_the_seed_if_all_arms_had_the_same_with_each(record):
-    runs = [with_data(record, name, seed, f"data {seed}") for name in ("a", "b") for seed in (1, 2)]
-    assert [(arm.name, len(arm.runs)) for arm in arms_of(runs)] == [("a", 2), ("b", 2)]
+BY_SEED = [("a", 1, "x"), ("a", 2, "y"), ("b", 1, "x"), ("b", 2, "y")]
+
+
+def test_data_that_go_by_the_seed_are_one_if_that_is_said(record):
+    runs = [with_data(record, *run) for run in BY_SEED]
+    assert [(arm.name, len(arm.runs)) for arm in arms_of(of_one_data(runs))] == [("a", 2), ("b", 2)]
+    with pytest.raises(UserError, match=r"other data \(x and y\).*--data_by_seed"):
+        arms_of(runs)
 
 
 @pytest.mark.parametrize(
-    "runs",
+    ("runs", "words"),
     [
-        [("a", 1, "x"), ("a", 2, "y")],
-        [("a", 1, "x"), ("b", 2, "y")],
-        [("a", 1, "x"), ("a", 2, "y"), ("b", 1, "x")],
-        [("a", 1, "x"), ("a", 2, "y"), ("b", 1, "x"), ("b", 2, "z")],
+        ([("a", 1, "x"), ("b", 2, "y")], "a and b: no seed in common"),
+        ([*BY_SEED[:3], ("b", 2, "z")], r"a and b: other data with the same seed, 2 \(y and z\); prepare"),
     ],
-    ids=["one arm", "no seed in common", "not all seeds", "other data with one seed"],
 )
-def test_other_data_without_the_same_seeds_in_all_arms_are_refused(runs, record):
-    with pytest.raises(UserError, match="trained and scored on other data"):
-        arms_of([with_data(record, *run) for run in runs])
+def test_data_that_go_by_the_seed_must_be_alike_for_all_arms(runs, words, record):
+    with pytest.raises(UserError, match=words):
+        of_one_data([with_data(record, *run) for run in runs])
+
+
+@pytest.mark.parametrize("update", [{"tokenizer": "0" * 64}, {"objective": "labels of problems"}, {"tokens": 12345}])
+def test_every_seed_is_looked_at_not_the_first_alone(update, record):
+    runs = [with_data(record, *run) for run in BY_SEED]
+    for other in (1, 3):  # the second seed of both
+        runs[other] = changed(runs[other], scored=runs[other].scored.model_copy(update=update))
+    with pytest.raises(UserError, match="a and a: "):
+        arms_of(of_one_data(runs))
 
 
 def test_the_same_run_twice_is_refused(record):

@@ -1,7 +1,9 @@
 """The runs of a study are made once, go on where they were stopped, have the best rate on val, and end in a report."""
 
+import itertools
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -57,7 +59,8 @@ class Pretended(Runner):
     """Trains nothing: a record is that of a run, with the loss that a rate would give."""
 
     def __init__(self, record, losses, *arguments):
-        super().__init__(*arguments)
+        self.said = []
+        super().__init__(*arguments, say=self.said.append)
         self.record, self.losses, self.trained = record, losses, []
 
     def _run(self, wanted):
@@ -70,7 +73,10 @@ class Pretended(Runner):
         model = {**self.record.arm["model"], "arm": wanted.arm}
         arm = {**self.record.arm, "train": train, "model": model}
         update = {"seed": wanted.seed, "validation": points, "arm": arm, "test_loss": -1.0}
-        return self.record.model_copy(update=update)
+        record = self.record.model_copy(update=update)
+        if not (self.records / f"{wanted.name}.json").exists():
+            self._made(wanted, record)
+        return record
 
 
 LOSSES = {"a": {0.1: 3.0, 0.2: 2.0, 0.4: 1.5}, "b": {0.025: 1.1, 0.05: 0.9, 0.1: 1.0}}  # diverges at other rates
@@ -89,6 +95,33 @@ def test_one_seed_tries_the_rates_and_the_best_on_val_serves_all(seed, recipe, t
     assert runner.trained[:8] == listed + beyond
     assert runner.trained[8:] == [(arm, of, rate) for of in (1, 2) for arm, rate in (("a", 0.4), ("b", 0.05))]
     assert runner.tried == {"a": {**LOSSES["a"], 0.8: math.inf}, "b": {**LOSSES["b"], 0.2: math.inf}}
+
+
+@pytest.mark.parametrize(("seed", "counts"), [(1, [5, 5, 6, 6, 6, 6]), (0, [6, 6, 7, 7, 7, 7, 7])])
+def test_the_runs_are_counted_with_the_tries_as_far_as_they_are_known(seed, counts, recipe, trained_run, tmp_path):
+    """Two seeds of one arm at two budgets; two rates are tried, and a third, as the second is the better."""
+    more = {"rates": [0.1, 0.2], "tuned_on": seed, "tuned_at": 1e9, "flops": 1e9, "further": {"a": [4e9]}}
+    study = Study.read(written(tmp_path / "s.yaml", recipe, arms={"a": {}}, **more))
+    losses = {"a": {0.1: 3.0, 0.2: 2.0, 0.4: 2.5}}
+    runner = Pretended(RunRecord.read(trained_run), losses, study, tmp_path / "work", tmp_path / "out", 1)
+    runner.all()
+    told = [re.search(r"; (\d+) of (\d+) runs", line) for line in runner.said]
+    assert [(int(found[1]), int(found[2])) for found in told] == list(enumerate(counts, 1))
+
+
+def test_the_time_left_goes_by_the_budgets(recipe, trained_run, tmp_path, monkeypatch):
+    """The first run takes forty minutes, and costs four times as much as the other."""
+    clock = itertools.count()
+    monkeypatch.setattr("dsllm.comparison.runner.time.monotonic", lambda: 40 * 60 * next(clock))
+    study = Study.read(
+        written(tmp_path / "s.yaml", recipe, arms={"a": {}}, rates=[], flops=1e9, further={"a": [4e9]}, seeds=[1])
+    )
+    runner = Pretended(RunRecord.read(trained_run), {"a": {None: 1.0}}, study, tmp_path / "work", tmp_path / "out", 1)
+    runner.all()
+    assert [line.rpartition("; ")[2] for line in runner.said] == [
+        "1 of 2 runs, about 10 min left",
+        "2 of 2 runs, about 0 min left",
+    ]
 
 
 def test_a_single_rate_is_taken_as_it_is(recipe, trained_run, tmp_path):
