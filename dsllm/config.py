@@ -135,7 +135,9 @@ class TrainConfig(Section):
     warmup_tokens: NonNegativeInt | None = None
     """Tokens over which the rate rises from 0 to its peak; by default a fiftieth of the run's."""
     decay_tokens: NonNegativeInt | None = None
-    """wsd only: tokens of the decay at the run's end; by default a fifth of the run's."""
+    """wsd only: tokens of the decay at the run's end; by default `decay_share` of the run's."""
+    decay_share: float = Field(default=0.2, ge=0, le=1)
+    """wsd only: the share of the run's tokens that decays, whatever their number; `decay_tokens` goes before."""
     final_lr: float = Field(default=0.1, ge=0, le=1)
     """The last learning rate, as a fraction of the peak."""
     beta1: float = Field(default=0.9, ge=0, lt=1)

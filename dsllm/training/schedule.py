@@ -38,7 +38,8 @@ class Schedule:
         rest = max(total - warmup, 0)
         decay = rest
         if train.schedule == "wsd":
-            decay = min(rest, total // 5 if train.decay_tokens is None else train.decay_tokens)
+            share = int(round(total * train.decay_share, 6))  # a fifth of 10 is 2, in floating point, too
+            decay = min(rest, share if train.decay_tokens is None else train.decay_tokens)
         return cls(train.schedule, train.lr, train.final_lr, total, warmup, decay)
 
     def lr(self, tokens: int) -> float:

@@ -33,6 +33,17 @@ def test_a_decay_longer_than_the_run_begins_after_the_warm_up():
     assert wsd.lr(10000) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(("share", "decay"), [(0, 0), (0.33, 3300), (1, 9800)])
+def test_a_share_of_the_run_decays_or_as_many_tokens_as_are_named(share, decay):
+    assert schedule(schedule="wsd", decay_share=share).decay == decay
+    assert schedule(schedule="wsd", decay_share=share, decay_tokens=70).decay == 70
+
+
+@pytest.mark.parametrize("total", [5, 10, 35, 1234, 99_999, 10**12 + 3])
+def test_a_fifth_decays_by_default_and_is_rounded_down(total):
+    assert Schedule.of(TrainConfig(steps=total, schedule="wsd", warmup_tokens=0), 1).decay == total // 5
+
+
 def test_the_default_warm_up_is_a_fiftieth():
     assert schedule().warmup == 200
     assert schedule(warmup_tokens=0).lr(0) == 1.0
