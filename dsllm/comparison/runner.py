@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -202,13 +203,17 @@ class Runner:
             self.say(f"{wanted.name}: test loss {record.test_loss:.4f}; {self._left()}")
 
     def _left(self) -> str:
-        left = [
-            wanted
-            for wanted in self._due
-            if not any((self.records / f"{wanted.name}.{end}").exists() for end in ("json", "diverged"))
-        ]
+        left = [wanted for wanted in self._due if not self._is_there(wanted)]
         seconds = (time.monotonic() - self._begun) / self._spent * sum(map(_cost, left))
         return f"{len(self._due) - len(left)} of {len(self._due)} runs, about {seconds / 60:.0f} min left"
+
+    def _is_there(self, wanted: Wanted) -> bool:
+        """Whether it has been made, at whatever rate while that is open."""
+        name = escape(wanted.name)
+        if self.study.rates and wanted.rate is None:
+            stem, _, seed = name.rpartition("_seed")
+            name = f"{stem}_lr*_seed{seed}"
+        return any(any(self.records.glob(f"{name}.{end}")) for end in ("json", "diverged"))
 
     def _measured(self, made: Mapping[Wanted, RunRecord]) -> dict[Wanted, RunRecord]:
         """Each arm's first run at the shared budget with its times and phases, if it is on this machine, in one go."""

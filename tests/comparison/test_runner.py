@@ -108,6 +108,12 @@ def test_the_runs_are_counted_with_the_tries_as_far_as_they_are_known(seed, coun
     told = [re.search(r"; (\d+) of (\d+) runs", line) for line in runner.said]
     assert [(int(found[1]), int(found[2])) for found in told] == list(enumerate(counts, 1))
 
+    # Taken up again without the last try, it knows those runs that it has not yet chosen the rate of.
+    (tmp_path / "out" / "records" / f"a_1e+09flops_lr0.4_seed{seed}.json").unlink()
+    again = Pretended(RunRecord.read(trained_run), losses, study, tmp_path / "work", tmp_path / "out", 1)
+    again.all()
+    assert [line.rpartition("; ")[2] for line in again.said] == [f"{counts[-1]} of {counts[-1]} runs, about 0 min left"]
+
 
 def test_the_time_left_goes_by_the_budgets(recipe, trained_run, tmp_path, monkeypatch):
     """The first run takes forty minutes, and costs four times as much as the other."""
