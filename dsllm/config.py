@@ -137,7 +137,7 @@ class TrainConfig(Section):
     decay_tokens: NonNegativeInt | None = None
     """wsd only: tokens of the decay at the run's end; by default `decay_share` of the run's."""
     decay_share: float = Field(default=0.2, ge=0, le=1)
-    """wsd only: the share of the run's tokens that decays, whatever their number; `decay_tokens` goes before."""
+    """wsd only: share of the run's tokens over which the rate decays; not looked at where `decay_tokens` is given."""
     final_lr: float = Field(default=0.1, ge=0, le=1)
     """The last learning rate, as a fraction of the peak."""
     beta1: float = Field(default=0.9, ge=0, lt=1)

@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt
 from data_prep.reasoning.task import Array, Problems, Task, function_table, permutations
 
 NO_TOKEN = -1
+"""Fills the place of a token that a compact definition does not have."""
 
 
 class PermChain(Task):
@@ -63,7 +64,8 @@ class VarsChain(Task):
     x4 = 3   x9 = 1   x2 f5 x4   x7 f0 x9   x0 f5 x2   →   -  -  f5(3)  f0(1)  f5(f5(3))
 
     Each definition is three tokens, its label stands at the third. Roots say their value themselves and have no label.
-    Compact, `x2 f5 x4` is `x2 f5(x4)` and a root `x4=3` is one token: small models find the names much sooner.
+    With `compact`, `x2 f5 x4` is two tokens, `x2` and `f5(x4)`, and the root `x4 = 3` is one: small models learn to
+    look names up much sooner.
     """
 
     name: ClassVar[str] = "vars_chain"
@@ -75,7 +77,7 @@ class VarsChain(Task):
     table_seed: NonNegativeInt = 0
     """Draws the functions, permutations of the values; the same ones in every split."""
     compact: bool = False
-    """A definition is two tokens, of a root one; not three."""
+    """Two tokens for a definition and one for a root, in place of three."""
 
     @property
     def words(self) -> list[str]:
@@ -115,23 +117,25 @@ class VarsChain(Task):
             problems.depths[:, at, 2] = depth
             newest[row, chain] = name
             step[row, chain] = depth + 1
-        there = problems.tokens != NO_TOKEN  # as many in each row
+        there = problems.tokens != NO_TOKEN  # equally many in each row: all problems have as many roots
         return Problems(*(part[there].reshape(count, -1) for part in problems))
 
     def _root(self, name: Array, value: Array) -> Array:
-        """The tokens of name = value: (count, 3), those that are none before the others."""
+        """The tokens of name = value, (count,) each: (count, 3), with `NO_TOKEN` at the places that stay empty."""
         if self.compact:
-            first = self.values + self.names * (1 + self.functions)
+            first = self.values + self.names + self.functions * self.names
             return _columns(NO_TOKEN, NO_TOKEN, first + name * self.values + value)
-        return _columns(self.values + self.functions + 1 + name, self.values + self.functions, value)
+        equals = self.values + self.functions
+        return _columns(equals + 1 + name, equals, value)
 
     def _definition(self, name: Array, function: Array, of: Array) -> Array:
-        """The tokens of name = function(of): (count, 3), as those of a root."""
+        """The tokens of name = function(of), (count,) each: (count, 3), as those of a root."""
         if self.compact:
-            return _columns(self.values + name, NO_TOKEN, self.values + self.names * (1 + function) + of)
+            return _columns(self.values + name, NO_TOKEN, self.values + self.names + function * self.names + of)
         first_name = self.values + self.functions + 1
         return _columns(first_name + name, self.values + function, first_name + of)
 
 
 def _columns(*parts: Array | int) -> Array:
+    """(count,) each, or one number for all, side by side: (count, len(parts))."""
     return np.stack(np.broadcast_arrays(*parts), axis=1)

@@ -67,7 +67,7 @@ class Runner:
         self._due: dict[Wanted, None] = {}
         """All runs of the study as far as they are known, tries included."""
         self._spent = 0.0
-        """Of the runs made here, in the units of `_cost`."""
+        """`_cost` of the runs that were made since `_begun`."""
         self._begun = time.monotonic()
         self._lock = threading.Lock()
 
@@ -121,6 +121,7 @@ class Runner:
         return losses
 
     def _runs(self, rates: Mapping[str, float]) -> list[Wanted]:
+        """All that are compared, with the rates of their arms as far as these are known."""
         study = self.study
         return [
             self._wanted(arm, seed, rates.get(arm), flops)
@@ -197,6 +198,7 @@ class Runner:
         return record
 
     def _made(self, wanted: Wanted, record: RunRecord) -> None:
+        """Keep the record, and tell how far the study is."""
         record.write(self.records / f"{wanted.name}.json")
         with self._lock:
             self._spent += _cost(wanted)
@@ -233,7 +235,7 @@ class Runner:
 
 
 def _cost(wanted: Wanted) -> float:
-    """Of a run, for how long others may take: its FLOPs, or one if all have their own steps."""
+    """What the time of a run is taken to be in proportion to: its FLOPs, or the same for all if none are given."""
     return wanted.flops or 1.0
 
 

@@ -1,0 +1,126 @@
+"""The table, its notes and pictures, and the page in a real browser."""
+
+import functools
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+
+import pytest
+
+from dsllm.comparison.arms import arms_of
+from dsllm.comparison.plots import plots_of
+from dsllm.comparison.record import Growth
+from dsllm.comparison.report import Report, Table, markdown, notes, page, table, write_report
+from tests.comparison.records import changed, of_another_arm, of_problems
+
+CHROMIUM = shutil.which("chromium")
+
+
+def test_a_single_run_stands_alone_and_says_so(record):
+    arms = arms_of([record])
+    text = markdown(Report("One", arms, {}))
+    assert "One seed only, so no spread: one_rank." in text and "±" not in text
+
+
+def test_runs_of_several_machines_are_said_not_to_be_timed_alike(record):
+    (here,) = record.trained_on
+    assert f"Trained on {here}." in notes(arms_of([record]))
+    elsewhere = changed(record, trained_on=sorted([here, "another machine"]))  # resumed on a second one
+    (said,) = [note for note in notes(arms_of([elsewhere])) if "Trained on" in note]
+    assert said.count(here) == said.count("another machine") == 1 and "not one machine" in said
+    unknown = of_another_arm(record, trained_on=[])
+    assert any("a machine that was not recorded" in note for note in notes(arms_of([record, unknown])))
+
+
+def test_problems_are_told_by_h90_and_accuracy_in_place_of_bits(record):
+    runs = [of_problems(record, "deep", 6), of_problems(record, "deep", 8, seed=2), of_problems(record, "shallow", 3)]
+    arms = arms_of(runs)
+    rows = {name: cells for name, *cells in table(arms)}
+    assert rows["H90, steps"] == ["7.0 ± 1.4", "3.0"] and "bits per byte" not in rows
+    assert {"accuracy_by_chain", "accuracy_by_loss"} <= set(plots_of(arms))
+
+
+def test_longer_chains_than_those_trained_on_stand_apart(record):
+    runs = [
+        changed(of_problems(record, "deep", 8, seed), beyond={"9": share, "10": 0.5}, asked_beyond={"9": 50, "10": 50})
+        for seed, share in ((1, 0.9), (2, 0.7))
+    ]
+    arms = arms_of([*runs, of_problems(record, "shallow", 3)])
+    rows = {name: cells for name, *cells in table(arms)}
+    assert rows["mean accuracy, 9 to 10 steps, beyond training"] == ["0.650 ± 0.071", ""]
+    assert rows["accuracy at 9 steps, beyond training"] == ["0.800 ± 0.141", ""]
+    assert "Not asked with all seeds: shallow (positions that end, or older runs)." in notes(arms)
+    assert rows["H90, steps"] == ["8.0 ± 0.0", "3.0"] and rows["mean accuracy"][0] == "1.000 ± 0.000"
+    assert any("longer than in training" in note for note in notes(arms))
+    assert "longer than any in training" in plots_of(arms)["accuracy_by_chain"][0]
+    assert "longer than any in training" not in plots_of(arms[1:])["accuracy_by_chain"][0]
+
+
+def test_growth_events_and_distances_have_their_place(record):
+    grown = [Growth(tokens=1024, flops=record.flops / 2, seconds=0.1, operator="interpose")]
+    arms = arms_of([record, of_another_arm(record, "grown", growth=grown, divergence={"0-1": 0.3, "2-3": 1.2})])
+    plots = plots_of(arms)
+    assert "dotted: growth events" in plots["loss_by_tokens"][0] and "divergence_1" in plots
+
+
+def test_names_are_shown_as_text_not_as_markup(record):
+    arms = arms_of([of_another_arm(record, "<script>|")])
+    shown = page(Report("x<y", arms, {}))
+    assert "<script>" not in shown and "&lt;script&gt;" in shown and "x&lt;y" in shown
+    assert "\\|" in markdown(Report("x", arms, {}))
+
+
+PROBE = """<!doctype html><body><script>
+const widths = [1280, 390], found = {};
+let left = widths.length;
+for (const width of widths) {
+  const frame = document.createElement("iframe");
+  frame.width = width; frame.height = 900; frame.src = "report.html";
+  frame.onload = () => {
+    const page = frame.contentDocument, root = page.documentElement;
+    const outside = [...page.querySelectorAll("h1, h2, p, li, img, figcaption, .scroll")].filter(
+      (part) => part.getBoundingClientRect().right > width + 0.5 || part.getBoundingClientRect().left < 0);
+    found[width] = {scrolls: root.scrollWidth > root.clientWidth, outside: outside.length,
+      broken: [...page.images].filter((image) => !image.complete || !image.naturalWidth).length,
+      images: page.images.length};
+    if (!--left) document.title = JSON.stringify(found);
+  };
+  document.body.append(frame);
+}
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_in_a_browser_nothing_is_cut_off_on_a_screen_or_a_telephone_and_nothing_is_fetched(record, tmp_path):
+    runs = [of_problems(record, "a model with a rather long name of its own", 5), of_problems(record, "b", 3)]
+    arms = arms_of(runs)
+    title = "A comparison whose title is long enough to be broken on a telephone"
+    wide = Table("By budget", [["arm", *map(str, range(20))], ["a", *["0.1234 ± 0.0123"] * 20]], "A note. " * 30)
+    write_report(tmp_path, Report(title, arms, plots_of(arms), [wide]))
+    (tmp_path / "probe.html").write_text(PROBE)
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_request(self, code="-", size="-"):
+            asked.append(self.path)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    quiet += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
+    url = f"http://127.0.0.1:{server.server_port}/probe.html"
+    command = [CHROMIUM, *quiet, "--window-size=1400,1000", "--timeout=20000", "--dump-dom", url]
+    for _ in range(3):  # on a busy machine it may not wait until both widths were looked at
+        dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+        if title := re.search(r"<title>(.*)</title>", dom):
+            break
+    server.shutdown()
+    found = json.loads(title[1].replace("&quot;", '"'))
+    for width in ("1280", "390"):
+        seen = {"scrolls": False, "outside": 0, "broken": 0, "images": len(plots_of(arms))}
+        assert found[width] == seen, width
+    assert {path for path in asked if path != "/favicon.ico"} == {"/probe.html", "/report.html"}
