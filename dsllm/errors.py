@@ -3,6 +3,8 @@
 error: data/train_00000.bin: 1,024 bytes, but its index counts 2,048; prepare the folder again
 """
 
+import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -40,12 +42,30 @@ class Stopped(Exception):
 
 @contextmanager
 def user_errors_exit() -> Iterator[None]:
-    """Within it a `UserError` ends the process with exit code 2 and its message alone on standard error."""
+    """Within it a `UserError` ends the process with exit code 2 and its message alone on standard error.
+
+    So does a reader of standard output that has closed it, as `| head` does, without a word and with exit code 141.
+    """
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+    except BrokenPipeError:
+        if not _closed(sys.stdout.fileno()):
+            raise  # another pipe or a connection
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _closed(pipe: int) -> bool:
+    """Whether nobody reads any more what is written to it."""
+    watch = select.poll()
+    watch.register(pipe, 0)
+    return any(event & select.POLLERR for _, event in watch.poll(0))
 
 
 class Reinitialise(Exception):

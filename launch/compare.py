@@ -43,9 +43,9 @@ def main() -> None:
         if arguments.records is not None:
             kept = [run.of_data(was.scored.data) for run, was in zip(records, read, strict=True)]
             _keep(kept, arguments.records)
-    _show(table(arms))
-    print("\n".join(notes(arms)))
-    print(f"{arguments.out / 'report.html'}")
+        _show(table(arms))
+        print("\n".join(notes(arms)))
+        print(f"{arguments.out / 'report.html'}")
 
 
 def _keep(records: list[RunRecord], folder: Path) -> None:

@@ -105,8 +105,8 @@ def read_lines(path: Path) -> list[str]:
     try:
         lines = content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+        bad = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {bad}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
     if lines == [""]:
         raise UserError(f"{path}: holds no text; write one a line")
     for number, line in enumerate(lines, 1):

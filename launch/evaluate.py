@@ -93,7 +93,7 @@ def main() -> None:
             if seen.min() > 0:
                 print(f"  the worst phase has {seen.max() / seen.min():.3f} times the loss of the best")
             facts["loss_by_phase"] = seen.tolist()
-    print(json.dumps(facts))
+        print(json.dumps(facts))
 
 
 def _longer(config: RunConfig, test: SampleSource) -> dict[str, SampleSource]:

@@ -45,7 +45,7 @@ def main() -> None:
                 stop_token=tokenizer.end_of_text,
             )
         )
-    print(tokenizer.decode(tokens[0].tolist()))
+        print(tokenizer.decode(tokens[0].tolist()))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def main() -> None:
         problems = problems_of(hosts)
         if problems:
             raise UserError("\n  ".join([f"{arguments.hostfile}: {len(problems)} of {len(hosts)} hosts", *problems]))
-    print(f"{len(hosts)} hosts with {sum(hosts.values())} processes answer and have this interpreter and folder")
+        print(f"{len(hosts)} hosts with {sum(hosts.values())} processes answer and have this interpreter and folder")
 
 
 if __name__ == "__main__":
