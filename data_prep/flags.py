@@ -40,7 +40,7 @@ def whole(flag: str, value: str | int | None) -> int | None:
     try:
         return int(str(value).replace("_", ""))
     except ValueError:
-        raise DataError(f"--{flag} {value}: not a whole number") from None
+        raise DataError(f"--{flag} {value}: not a whole number; write it in digits, as in 1000") from None
 
 
 def closest(name: str, known: list[str]) -> str:

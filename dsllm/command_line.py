@@ -3,10 +3,12 @@
 --config launch/recipes/demo_gpt2.yaml --train.steps 100 --model.n_layer=2 --fresh
 """
 
+import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import yaml
 
@@ -58,12 +60,30 @@ def parse(argv: Sequence[str], usage: str) -> Arguments:
     return Arguments(RunConfig.from_file(path, overrides), fresh)
 
 
+class CommandLine(argparse.ArgumentParser):
+    """argparse with whole names of options, and with errors of one line as everywhere."""
+
+    def __init__(self, description: str | None, epilog: str | None = None):
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, epilog=epilog, formatter_class=form, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def positive(text: str) -> int:
     """A whole number from 1, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: take a whole number from 1")
+    return int(text)
+
+
+def named_path(text: str) -> Path:
+    """A path that is not empty, for argparse: Path("") would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("empty; name a path")
+    return Path(text)
 
 
 def yaml_value(text: str) -> Any:
@@ -71,7 +91,7 @@ def yaml_value(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ValueError from None
+        raise argparse.ArgumentTypeError(f"{text}: no YAML value; quote it") from None
 
 
 def help_lines(usage: str) -> Iterable[str]:

@@ -9,7 +9,6 @@ so that it reads back as the same. Every problem is reported at once, as one `Co
 """
 
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Serializ
 from dsllm.errors import ConfigError
 from dsllm.registry import MODELS, OPERATORS, POLICIES
 from dsllm.section import Section, raise_problems, section_within, unknown_key, validate
+from dsllm.yaml_file import read_yaml
 
 Fraction = Field(ge=0, le=1)
 
@@ -307,21 +307,6 @@ class RunConfig(Section):
     def as_yaml(self) -> str:
         """The full resolved configuration, readable by `from_file`."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping; `ConfigError` if it is missing or is no mapping."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        near = get_close_matches(path.name, [file.name for file in path.parent.glob("*.y*ml")], n=1)
-        cure = f"did you mean {path.parent / near[0]}?" if near else "give a file as in launch/recipes/"
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {cure}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())}); mend the file") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds no sections; see launch/recipes/ for the form")
-    return values
 
 
 def _assign(values: dict[str, Any], key: str, text: str, problems: list[str]) -> None:

@@ -56,7 +56,7 @@ def validate(section: type[S], values: Any, at: str) -> tuple[S | None, list[str
     try:
         return section.model_validate(dict(values)), []
     except ValidationError as error:
-        lines = [line for details in error.errors() for line in _lines(section, details, at)]
+        lines = [line for details in _said_once(error.errors()) for line in _lines(section, details, at)]
         wrong = {str(details["loc"][0]) for details in error.errors() if details["loc"]}
         rest = {key: value for key, value in values.items() if key not in wrong}
         if len(rest) < len(values):
@@ -139,6 +139,12 @@ def section_within(section: type[Section], key: str) -> type[Section] | None:
     return next((option for option in options if isinstance(option, type) and issubclass(option, Section)), None)
 
 
+def _said_once(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Of a field that may be of several types, what is wrong with the one that the value has."""
+    of_a_value = {details["loc"][:1] for details in errors if not details["type"].endswith("_type")}
+    return [of for of in errors if not of["type"].endswith("_type") or of["loc"][:1] not in of_a_value]
+
+
 def _lines(section: type[Section], details: ErrorDetails, at: str) -> Iterator[str]:
     keys = [str(part) for part in details["loc"]]
     together = details["type"] == "together"
@@ -151,6 +157,8 @@ def _lines(section: type[Section], details: ErrorDetails, at: str) -> Iterator[s
         yield unknown_key(at, keys[0], list(section.model_fields))
     elif details["type"] == "missing":
         yield f"{dotted(at, keys[0])}: missing; {section.model_fields[keys[0]].description or 'a value is needed'}"
+    elif details["type"] == "dict_type":
+        yield f"{dotted(at, '.'.join(keys))} = {details['input']!r}: keys and values are needed here, or {{}} for none"
     else:
         message = details["msg"].removeprefix("Value error, ")
         yield f"{dotted(at, keys[0])} = {details['input']!r}: {message[0].lower()}{message[1:]}"

@@ -5,9 +5,9 @@ python launch/compare.py RUN RUN ... --out report/
     are one arm, with mean and deviation. The first arm is the baseline of speedups.
 """
 
-import argparse
 from pathlib import Path
 
+from dsllm.command_line import CommandLine, named_path
 from dsllm.comparison.arms import arms_of, of_one_data
 from dsllm.comparison.measuring import measured
 from dsllm.comparison.plots import plots_of
@@ -18,11 +18,13 @@ from dsllm.errors import UserError, user_errors_exit
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    parser.add_argument("--out", type=Path, required=True, help="folder for report.html, report.md and results.json")
+    parser = CommandLine(__doc__)
+    parser.add_argument("runs", type=named_path, nargs="+", metavar="RUN")
+    parser.add_argument("--out", type=named_path, required=True, help="folder for the report and its figures")
     parser.add_argument("--title", default="Comparison of runs")
-    parser.add_argument("--records", type=Path, help="folder for a small file of each run, to compare without the runs")
+    parser.add_argument(
+        "--records", type=named_path, help="folder for a small file of each run, which stands for it later"
+    )
     parser.add_argument("--data_by_seed", action="store_true", help="each seed has data of its own, alike for all arms")
     parser.add_argument("--no_inference", action="store_true", help="do not measure prefill, decoding and phases")
     arguments = parser.parse_args()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsllm.command_line import positive
+from dsllm.command_line import CommandLine, named_path, positive
 from dsllm.data.files import os_errors_named, temporary, write_atomically
 from dsllm.embedding import Embedder
 from dsllm.errors import ConfigError, UserError, user_errors_exit
@@ -24,16 +24,14 @@ from dsllm.training.loading import load_model, load_tokenizer_of
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandLine(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
     texts = parser.add_argument_group("texts")
     texts.add_argument("--text", action="append", metavar="TEXT", help="a text; may be given again")
     texts.add_argument("--file", type=Path, metavar="FILE", help="texts in UTF-8, one a line")
     wish = parser.add_argument_group("what becomes of them, one of")
     wish.add_argument(
-        "--out", type=Path, metavar="FILE", help="write their vectors: (texts, width) float32, for np.load"
+        "--out", type=named_path, metavar="FILE", help="write their vectors: (texts, width) float32, for np.load"
     )
     wish.add_argument("--compare", nargs=2, metavar="TEXT", help="print the cosine of the angle between two texts")
     wish.add_argument("--nearest", metavar="TEXT", help="print the lines of --file nearest to this text, with cosines")

@@ -4,7 +4,6 @@ python launch/evaluate.py RUN_OR_CHECKPOINT [--split test] [--samples N] [--micr
 python launch/evaluate.py RUN_OR_CHECKPOINT --reasoning      accuracy by chain length, trained on and beyond
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from dsllm.command_line import positive
+from dsllm.command_line import CommandLine, positive
 from dsllm.config import RunConfig
 from dsllm.data.batches import EvaluationBatch, evaluation_batches
 from dsllm.data.dataset import SampleSource
 from dsllm.data.problems import chance_of
-from dsllm.errors import TooLongError, UserError, user_errors_exit
+from dsllm.errors import ConfigError, TooLongError, UserError, user_errors_exit
 from dsllm.machine import default_device
 from dsllm.training.checkpoints import find_checkpoint
 from dsllm.training.evaluation import Evaluation, evaluate, phase_losses
@@ -29,19 +28,22 @@ from dsllm.training.sources import BEYOND, has_beyond, open_beyond, open_split, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
-    parser.add_argument("--split", default="test", choices=["train", "val", "test", BEYOND])
+    splits = ["train", "val", "test", BEYOND]
+    parser.add_argument("--split", choices=splits, help="by default test")
     parser.add_argument("--samples", type=positive, help="samples, evenly spaced over the split; by default all")
     parser.add_argument("--micro_batch_size", type=positive, default=8, help="samples in one forward pass")
     parser.add_argument("--period", type=positive, help="also the loss by phase: position in the sample mod this")
     parser.add_argument("--reasoning", action="store_true", help="accuracy by chain length, on test and beyond")
     arguments = parser.parse_args()
     with user_errors_exit():
+        if arguments.reasoning and arguments.split is not None:
+            raise ConfigError(f"--split {arguments.split}: --reasoning asks test and {BEYOND}; leave out one of them")
         checkpoint = find_checkpoint(arguments.run)
         config, tokenizer = resolve_vocabulary(checkpoint.config())
         check_same_tokenizer(checkpoint, tokenizer.info)
-        split = "test" if arguments.reasoning else arguments.split
+        split = arguments.split or "test"
         sources = {split: open_beyond(config) if split == BEYOND else open_split(config, split)}
         source = sources[split]
         if arguments.reasoning:
@@ -77,9 +79,11 @@ def main() -> None:
             "split": split,
             "step": step,
             "loss": result.loss,
-            "bits_per_byte": result.bits_per_byte,
+            "perplexity": result.perplexity,
+            "tokens": result.tokens,
         }
-        facts |= {"perplexity": result.perplexity, "tokens": result.tokens}
+        if result.chains is None:
+            facts["bits_per_byte"] = result.bits_per_byte
         if arguments.reasoning:
             chance = chance_of(Path(config.data.paths[0]))
             chains = {name: of.chains for name, of in results.items() if of.chains is not None}

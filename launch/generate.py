@@ -3,12 +3,11 @@
 python launch/generate.py RUN_OR_CHECKPOINT --prompt "Let x be" [--max_new_tokens 100] [--temperature 0.8]
 """
 
-import argparse
 from pathlib import Path
 
 import torch
 
-from dsllm.command_line import positive
+from dsllm.command_line import CommandLine, positive
 from dsllm.errors import UserError, user_errors_exit
 from dsllm.machine import default_device
 from dsllm.training.checkpoints import find_checkpoint
@@ -16,7 +15,7 @@ from dsllm.training.loading import load_model, load_tokenizer_of
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--max_new_tokens", type=positive, default=100)
@@ -43,6 +42,7 @@ def main() -> None:
                 top_p=arguments.top_p,
                 seed=arguments.seed,
                 stop_token=tokenizer.end_of_text,
+                known=tokenizer.size,
             )
         )
         print(tokenizer.decode(tokens[0].tolist()))

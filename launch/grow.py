@@ -6,13 +6,12 @@ python launch/grow.py RUN_OR_CHECKPOINT --out DIR --plan plan.json
 deepspeed launch/train.py --config DIR/config.yaml --train.steps 2000        goes on from it
 """
 
-import argparse
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dsllm.command_line import positive, yaml_value
+from dsllm.command_line import CommandLine, named_path, positive, yaml_value
 from dsllm.config import LoRAConfig
 from dsllm.errors import ConfigError, user_errors_exit
 from dsllm.growth.plan import GrowthPlan
@@ -24,16 +23,12 @@ from dsllm.training.offline import check_free, grow, growing_of, plan_growth, re
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="\n".join(["operators, and their options with a type and a default:", *operators()]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    epilog = "\n".join(["operators, and their options with a type and a default:", *operators()])
+    parser = CommandLine(__doc__, epilog)
     parser.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the new run's folder: not there yet, or empty")
+    parser.add_argument("--out", type=named_path, metavar="DIR", help="the new run's folder: not there yet, or empty")
     parser.add_argument("--dry_run", action="store_true", help="say what would be done, and write no checkpoint")
-    parser.add_argument("--save_plan", type=Path, metavar="FILE", help="write down what is done, tensor by tensor")
+    parser.add_argument("--save_plan", type=named_path, metavar="FILE", help="write down all that is done, by tensor")
     parser.add_argument("--plan", type=Path, metavar="FILE", help="do what --save_plan wrote down for this checkpoint")
     parser.add_argument("--probe_samples", type=positive, default=8, help="samples that both models are asked on (8)")
     asked = parser.add_argument_group("instead of --plan")

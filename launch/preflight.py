@@ -1,15 +1,15 @@
 """Check the hosts of a hostfile before a launch: `python launch/preflight.py --hostfile hosts`."""
 
-import argparse
 from pathlib import Path
 
+from dsllm.command_line import CommandLine
 from dsllm.errors import UserError, user_errors_exit
 from dsllm.training.hostfile import read_hostfile
 from dsllm.training.preflight import problems_of
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandLine(__doc__)
     parser.add_argument("--hostfile", type=Path, required=True)
     arguments = parser.parse_args()
     with user_errors_exit():

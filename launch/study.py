@@ -6,7 +6,6 @@ What a study file holds stands in dsllm/comparison/study.py. Of several studies 
 and in --work. The same command goes on where it was stopped.
 """
 
-import argparse
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from dsllm.command_line import positive
+from dsllm.command_line import CommandLine, named_path, positive
 from dsllm.comparison.arms import Arm
 from dsllm.comparison.budgets import tables
 from dsllm.comparison.plots import plot_of_budgets, plots_of
@@ -23,15 +22,18 @@ from dsllm.comparison.report import Report, Table, markdown, write_report
 from dsllm.comparison.runner import Runner
 from dsllm.comparison.study import Study
 from dsllm.errors import UserError, user_errors_exit
+from dsllm.training.lock import take
 
 Found = Mapping[str, Mapping[float | None, Arm]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("studies", type=Path, nargs="+", metavar="STUDY.yaml")
-    parser.add_argument("--out", type=Path, required=True, help="folder for records and the report; small, to be kept")
-    parser.add_argument("--work", type=Path, help="folder for the runs; by default runs/ and the study's name")
+    parser.add_argument(
+        "--out", type=named_path, required=True, help="folder for records and the report; small, to keep"
+    )
+    parser.add_argument("--work", type=named_path, help="folder for the runs; by default runs/ and the study's name")
     parser.add_argument("--ranks", type=positive, default=1, help="processes of each run")
     parser.add_argument("--jobs", type=positive, default=1, help="runs side by side, which share the cores")
     arguments = parser.parse_args()
@@ -42,10 +44,12 @@ def main() -> None:
         studies = {path.stem: Study.read(path) for path in arguments.studies}
         if len(studies) < len(arguments.studies):
             raise UserError("two study files of one name; give them different names")
+        held = []  # the folders, until the process ends
         for name, study in studies.items():
             own = name if len(studies) > 1 else ""
             out = arguments.out / own
             work = arguments.work / own if arguments.work else Path("runs") / name
+            held.append(take(work / ".lock"))
             runner = Runner(study, work, out, arguments.ranks, _say, arguments.jobs)
             try:
                 found = runner.compared()
@@ -87,7 +91,7 @@ def _settings(study: Study) -> Table:
     """What an arm is: what it changes in the recipe."""
     rows = [[arm, _flow(changes)] for arm, changes in study.arms.items()]
     alike = f"; all of them change {_flow(study.set)}" if study.set else ""
-    return Table("The arms", [["arm", "settings"], *rows], f"What each arm changes in {study.base}{alike}.")
+    return Table("The arms", [["arm", "settings"], *rows], f"What each arm changes in {study.base}{alike}.", words=True)
 
 
 def _flow(changes: Mapping[str, Any]) -> str:

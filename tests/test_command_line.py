@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dsllm.command_line import parse
+from dsllm.command_line import CommandLine, named_path, parse, positive, yaml_value
 from dsllm.errors import ConfigError
 
 
@@ -40,6 +40,27 @@ def test_a_wrong_word_is_named(recipe, words, message):
     with pytest.raises(ConfigError) as raised:
         parse([word.format(recipe) for word in words], "")
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--jobs", "0"], "argument --jobs: 0: take a whole number from 1"),
+        (["--jobs", "two"], "argument --jobs: two: take a whole number from 1"),
+        (["--job", "2"], "unrecognized arguments: --job 2"),
+        (["--out", ""], "argument --out: empty; name a path"),
+        (["--value", "[1"], "argument --value: [1: no YAML value; quote it"),
+    ],
+)
+def test_a_script_says_what_is_wrong_in_one_line(words, message, capsys):
+    command = CommandLine("What it does.")
+    command.add_argument("--jobs", type=positive)
+    command.add_argument("--out", type=named_path)
+    command.add_argument("--value", type=yaml_value)
+    with pytest.raises(SystemExit) as ended:
+        command.parse_args(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {message}; see --help\n"
 
 
 def test_help_documents_every_key(capsys):

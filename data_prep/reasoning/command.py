@@ -1,12 +1,15 @@
 """`python -m data_prep reasoning`: a task, chain lengths and a folder."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data_prep.flags import Action, closest, values, whole
 from data_prep.inspection import summary
 from data_prep.reasoning import TASKS
 from data_prep.reasoning.folder import make_problems
 from data_prep.reasoning.request import ProblemRequest
+from dsllm.data.manifest import Manifest
 from dsllm.errors import DataError
 from dsllm.section import validate
 
@@ -38,7 +41,7 @@ def reasoning(
         held_out: Problems of each length in val, test and beyond.
         seed: Of the problems; another seed makes others.
         vocabulary: small (a symbol for each word of the task) or, for tasks written in characters, bytes.
-        options: The task's own, as in values=5,functions=16; see data_prep/reasoning.
+        options: The task's own, as in values=5,functions=16; a name that is none of them lists them.
         fresh: Replace what the folder holds.
     """
     if task not in TASKS:
@@ -69,8 +72,18 @@ def reasoning(
                 f"{rates['tokens_per_second'] / 1e6:.2f}M tokens/s"
             )
         print(summary(Path(out)))
+        print("".join(_scarce(request, Manifest.read(Path(out)))), end="")
 
     return Action(do)
+
+
+def _scarce(request: ProblemRequest, manifest: Manifest) -> Iterator[str]:
+    """A line for each split that has fewer problems of some lengths than were asked for."""
+    problems: Any = manifest.source["problems"]
+    for split, length, count in request.wanted():
+        found = problems[split].get(str(length), 0)
+        if found < count:
+            yield f"{split}, chains of {length}: {found:,} of {count:,} problems, as there are no more that differ\n"
 
 
 def _range(flag: str, value: str) -> range:
@@ -81,7 +94,9 @@ def _range(flag: str, value: str) -> range:
     except ValueError:
         low, high = 0, 0
     if not 1 <= low <= high <= LONGEST:
-        raise DataError(f"--{flag} {value}: no range of chain lengths; give one from 1, as in --{flag} 1-12")
+        raise DataError(
+            f"--{flag} {value}: no range of chain lengths; give one within 1-{LONGEST}, as in --{flag} 1-12"
+        )
     return range(low, high + 1)
 
 
@@ -90,4 +105,9 @@ def _options(value: str | None) -> dict[str, str]:
     for key, equals, _ in pairs:
         if not equals:
             raise DataError(f"--options {value}: {key} has no value; give them as in --options values=5,functions=16")
-    return {key.strip(): text.strip() for key, _, text in pairs}
+    found: dict[str, str] = {}
+    for key, _, text in pairs:
+        if key.strip() in found:
+            raise DataError(f"--options {value}: {key.strip()} stands twice; take one of the two out")
+        found[key.strip()] = text.strip()
+    return found

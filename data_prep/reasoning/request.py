@@ -33,10 +33,13 @@ class ProblemRequest:
             if len(lengths) and lengths[-1] > self.task.longest:
                 raise DataError(
                     f"--{flag} {lengths[0]}-{lengths[-1]}: the longest chain of {self.task.name} with these options "
-                    f"is {self.task.longest}"
+                    f"is {self.task.longest}; take shorter ones, or options that allow more"
                 )
         if len(self.beyond) and self.beyond[0] <= self.lengths[-1]:
-            raise DataError(f"--beyond {self.beyond[0]}-{self.beyond[-1]}: must begin after {self.lengths[-1]}")
+            raise DataError(
+                f"--beyond {self.beyond[0]}-{self.beyond[-1]}: must begin after {self.lengths[-1]}, where --lengths "
+                f"{self.lengths[0]}-{self.lengths[-1]} ends"
+            )
         for flag, number in (("documents", self.documents), ("held_out", self.held_out)):
             if number < 1:
                 raise DataError(f"--{flag} {number}: must be at least 1")

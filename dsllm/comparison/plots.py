@@ -27,7 +27,7 @@ AXES: dict[str, tuple[str, Callable[[Point], float]]] = {
 def plots_of(arms: Sequence[Arm]) -> dict[str, tuple[str, bytes]]:
     """By name: a caption, and the picture. Only those for which there are figures."""
     found: dict[str, tuple[str, bytes]] = {}
-    marked = "; dotted: growth events" if any(arm.first.growth for arm in arms) else ""
+    marked = "; triangles: growth events" if any(arm.first.growth for arm in arms) else ""
     several = any(len(arm.runs) > 1 for arm in arms)
     bands = ", mean over seeds, bands of one standard deviation" if several else ""
     for axis, (words, _) in AXES.items():
@@ -50,7 +50,7 @@ def plots_of(arms: Sequence[Arm]) -> dict[str, tuple[str, bytes]]:
         found["loss_by_phase"] = caption, _loss_by_phase(arms)
     for number, arm in enumerate(arms):
         if len(arm.first.divergence) > 1:
-            scale = "0: alike, √2: unrelated; white: no copies of one block"
+            scale = "0: alike, √2: unrelated; white: no neighbouring copies of one block"
             caption = f"{arm.name}: relative distance of copies at the end ({scale})."
             found[f"divergence_{number}"] = caption, _divergence(arm)
     return found
@@ -148,9 +148,10 @@ def _curves(arms: Sequence[Arm], axis: str, figure_of: Callable[[Point], float |
         if all(spread is not None for _, _, spread in curve):
             band = np.array([spread or 0.0 for _, _, spread in curve])
             axes.fill_between(x, y - band, y + band, color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0)
-        for event in arm.first.growth:
-            if event.operator != "merge":
-                axes.axvline(getattr(event, axis), color=COLOURS[number % len(COLOURS)], linestyle=":", linewidth=1)
+        grown = [getattr(event, axis) for event in arm.first.growth if event.operator != "merge"]
+        if x:
+            marks = {"marker": "^", "markersize": 8, "markerfacecolor": "white", "linestyle": "", "zorder": 3}
+            axes.plot(grown, np.interp(grown, x, y), color=COLOURS[number % len(COLOURS)], **marks)
     return _finished(figure, axes, words, said)
 
 
@@ -189,7 +190,7 @@ def _accuracy_and_loss(arms: Sequence[Arm]) -> bytes:
                 *zip(*points, strict=True), label=_label(arm), **{**_style(number), "linestyle": "", "markersize": 7}
             )
     axes.set_ylim(0, 1.02)
-    return _finished(figure, axes, "test loss, nats per label", "mean accuracy over chain lengths")
+    return _finished(figure, axes, "test loss, nats per target", "mean accuracy over chain lengths")
 
 
 def _phases(arm: Arm) -> list[float]:
@@ -202,7 +203,7 @@ def _loss_by_phase(arms: Sequence[Arm]) -> bytes:
         if losses := _phases(arm):
             axes.plot(range(len(losses)), losses, label=_label(arm), **_style(number))
     return _finished(
-        figure, axes, "position in the sample, modulo the window", "test loss, nats per token", beside=True
+        figure, axes, "position in the sample, modulo the window", "test loss, nats per target", beside=True
     )
 
 

@@ -174,9 +174,9 @@ class RunRecord(_Part):
                 record = cls.model_validate_json(content)
             except ValidationError as error:
                 first = error.errors()[0]
+                what = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
                 raise UserError(
-                    f"{path}: no record of a run ({'.'.join(map(str, first['loc']))}: {first['msg']}); give a run's "
-                    f"folder, or a file that --records wrote"
+                    f"{path}: no record of a run ({what}); give a run's folder, or a file that --records wrote"
                 ) from None
             return record.model_copy(update={"arm": completed(record.arm)})
         return _of_run(path)
@@ -192,9 +192,9 @@ class RunRecord(_Part):
 
 def _of_run(run: Path) -> RunRecord:
     if not (run / "config.yaml").exists():
-        raise UserError(f"{run}: no run, config.yaml is not in it; give folders that launch/train.py wrote")
+        files = ", or the files in it" if any(run.glob("*.json")) else ""
+        raise UserError(f"{run}: no run, config.yaml is not in it; give folders that launch/train.py wrote{files}")
     config = RunConfig.from_file(run / "config.yaml")
-    checkpoint = find_checkpoint(run)
     records = read_metrics(run)
     train = [record for record in records if record["kind"] == "train"]
     evaluations = [record for record in records if record["kind"] == "eval"]
@@ -205,6 +205,7 @@ def _of_run(run: Path) -> RunRecord:
             f"{run}: not finished, there is no evaluation on test at step {config.train.steps}; the command that "
             f"trained it goes on (with train.test_samples other than 0)"
         )
+    checkpoint = find_checkpoint(run)
     test, model = tests[-1], checkpoint.config().model
     if "samples" not in test:
         raise UserError(f"{run}: evaluated by an older dsllm; train its last steps again with this one")

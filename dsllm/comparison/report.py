@@ -1,6 +1,6 @@
 """A comparison as a page, as Markdown and as figures: report.html, report.md, results.json, and the pictures.
 
-The page is one file: the pictures stand in it, nothing is fetched, and a table that is wider than a telephone scrolls.
+The page is one file: the pictures stand in it, nothing is fetched, and what is wider than a telephone scrolls.
 """
 
 import base64
@@ -26,6 +26,8 @@ class Table:
     title: str
     rows: list[list[str]]
     note: str
+    words: bool = False
+    """Whether the cells are text, which is read from the left and goes over several lines, not figures."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def figure(arm: Arm, of: Callable[[RunRecord], float | None], form: str) -> str:
 
 def percent(mean: float, least: float, most: float) -> str:
     """`+60 % (+52 … +71)`, or without the brackets if there is but one."""
-    shown, low, high = (f"{round(100 * share):+d}" for share in (mean, least, most))
+    shown, low, high = (f"{whole:+d}" if (whole := round(100 * share)) else "0" for share in (mean, least, most))
     return f"{shown} %" if least == most else f"{shown} % ({low} … {high})"
 
 
@@ -164,9 +166,9 @@ def notes(arms: Sequence[Arm], speedup: bool = True) -> list[str]:
         said.append(f"Not trained alike: {', '.join(apart)} differ between arms.")
     if speedup and any(speedups(arm, arms[0]) for arm in arms[1:]):
         said.append(
-            f"Speedup over {arms[0].name}: how much sooner the worse of both final validation losses is reached; in "
-            "brackets the least and the most over the seeds, which is no confidence interval. A loss in the midst of a "
-            "schedule has not decayed yet, which counts against the arm that goes on."
+            f"Speedup over {arms[0].name}: how much sooner the worse of both final validation losses is reached, with "
+            "the seeds that both have; in brackets the least and the most over them, which is no confidence interval. "
+            "A loss in the midst of a schedule has not decayed yet, which counts against the arm that goes on."
         )
     if any(len(arm.runs) > 1 for arm in arms):
         said.append("± is one standard deviation over seeds.")
@@ -240,15 +242,18 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; p
        background: #fff }
 h1 { font-size: 1.5rem; line-height: 1.2 }
 h2 { font-size: 1.2rem; line-height: 1.2; margin: 2rem 0 .7rem }
-.scroll { overflow-x: auto; width: fit-content; max-width: 100%; border: 1px solid #ddd; border-radius: 4px }
+.scroll { overflow-x: auto; max-width: 100% }
+.table { width: fit-content; border: 1px solid #ddd; border-radius: 4px }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee }
 th { background: #f5f5f5; font-weight: 600; white-space: normal; overflow-wrap: anywhere; vertical-align: bottom;
        min-width: 6rem; max-width: 12rem }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #f5f5f5; white-space: normal;
-       min-width: 7rem; max-width: 11rem }
+       overflow-wrap: anywhere; min-width: 7rem; max-width: 11rem }
+.words th, .words td { text-align: left; white-space: normal; vertical-align: top; max-width: none }
+.words td:not(:first-child) { overflow-wrap: anywhere }
 figure { margin: 2rem 0 0 }
-img { max-width: 100%; height: auto; display: block }
+img { min-width: 40rem; max-width: 100%; height: auto; display: block }
 figcaption { color: #555; font-size: .875rem }
 """
 
@@ -256,13 +261,15 @@ figcaption { color: #555; font-size: .875rem }
 def page(report: Report) -> str:
     """The page, self-contained."""
     pictures = "\n".join(
-        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+        f'<figure><div class="scroll"><img alt="{html.escape(caption)}" '
+        f'src="data:image/png;base64,{base64.b64encode(picture).decode()}"></div>'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for caption, picture in report.plots.values()
     )
     said = "\n".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
     more = "".join(
-        f"<h2>{html.escape(of.title)}</h2>\n{_grid(of.rows)}<p>{html.escape(of.note)}</p>\n" for of in report.tables
+        f"<h2>{html.escape(of.title)}</h2>\n{_grid(of.rows, of.words)}<p>{html.escape(of.note)}</p>\n"
+        for of in report.tables
     )
     title = html.escape(report.title)
     return (
@@ -273,13 +280,20 @@ def page(report: Report) -> str:
     )
 
 
-def _grid(rows: list[list[str]]) -> str:
+def _grid(rows: list[list[str]], words: bool = False) -> str:
     """A table that scrolls where it is wider than the page."""
 
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    def name(cell: str) -> str:
+        return html.escape(cell).replace("_", "_<wbr>")  # an arm's may be broken there
 
-    body = "\n".join(row(cells, "td") for cells in rows[1:])
+    def row(cells: Sequence[str]) -> str:
+        first, *rest = cells
+        return "".join(f"<td>{cell}</td>" for cell in (name(first), *map(html.escape, rest)))
+
+    head = "".join(f"<th>{name(cell)}</th>" for cell in rows[0])
+    body = "\n".join(f"<tr>{row(cells)}</tr>" for cells in rows[1:])
+    kind = ' class="words"' if words else ""
     return (
-        f'<div class="scroll"><table>\n<thead>{row(rows[0], "th")}</thead>\n<tbody>\n{body}\n</tbody></table></div>\n'
+        f'<div class="scroll table"><table{kind}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>'
+        "</div>\n"
     )

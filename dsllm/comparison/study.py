@@ -28,7 +28,7 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
-from dsllm.config import ModelConfig, RunConfig, read_yaml
+from dsllm.config import ModelConfig, RunConfig
 from dsllm.errors import ConfigError
 from dsllm.growth.forecast import steps_for
 from dsllm.growth.plan import as_growable
@@ -36,6 +36,7 @@ from dsllm.models import skeleton
 from dsllm.registry import MODELS
 from dsllm.section import Section, raise_problems, validate
 from dsllm.training.sources import resolve_vocabulary
+from dsllm.yaml_file import read_yaml
 
 SEED = "{seed}"
 
@@ -93,12 +94,13 @@ class Study(Section):
     @classmethod
     def read(cls, path: Path) -> "Study":
         """Raises `ConfigError` with everything that is wrong with the file, the configurations of its arms included."""
-        study, problems = validate(cls, read_yaml(path), "")
+        study, problems = validate(cls, read_yaml(path, "launch/studies/"), "")
         raise_problems([f"{path}: {problem}" for problem in problems])
         assert study is not None
         for key in ("seeds", "rates"):
             values = getattr(study, key)
-            problems += [f"{key}: {value:g} twice" for value in dict.fromkeys(values) if values.count(value) > 1]
+            twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+            problems += [f"{key}: {value:g} twice; take one out" for value in twice]
         read_yaml(study.base)
         if study.flops == []:
             problems.append("flops: no budget; name one, or leave the key out")

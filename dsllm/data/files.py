@@ -21,11 +21,14 @@ from dsllm.errors import DataError
 
 CHUNK_BYTES = 1 << 22
 _FULL = "free space there or write to another folder"
+_A_FILE = "a file is where a folder is to be; name another folder"
 _TOO_MANY = "raise the limit with `ulimit -n`, or prepare the text with larger shards"
 CURES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EFBIG: _FULL,
+    errno.EEXIST: _A_FILE,
+    errno.ENOTDIR: _A_FILE,
     errno.EMFILE: _TOO_MANY,
     errno.ENFILE: _TOO_MANY,
 }

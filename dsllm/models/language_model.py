@@ -230,10 +230,12 @@ class LanguageModel(nn.Module):
         seed: int | None = None,
         *,
         stop_token: int | None = None,
+        known: int | None = None,
         use_cache: bool = True,
     ) -> Tensor:
         """Continue input_ids (B, T), all of one length: (B, T + n) with n up to `max_new_tokens`.
 
+        Only tokens below `known`, the tokenizer's size, are chosen: a vocabulary has rows beyond it that mean nothing.
         A row that has produced `stop_token` repeats it, and all end when each row has. Past its context the model sees
         the newest tokens by `window_start`. `use_cache` changes the speed, not the tokens (but for rounding at ties).
         See `Sampler` for the choice of tokens. The model is in eval mode meanwhile. Raises `UserError` for an empty
@@ -244,12 +246,18 @@ class LanguageModel(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            return self._continue(input_ids, max_new_tokens, sampler, stop_token, use_cache)
+            return self._continue(input_ids, max_new_tokens, sampler, stop_token, known, use_cache)
         finally:
             self.train(was_training)
 
     def _continue(
-        self, tokens: Tensor, max_new_tokens: int, sampler: Sampler, stop_token: int | None, use_cache: bool
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        sampler: Sampler,
+        stop_token: int | None,
+        known: int | None,
+        use_cache: bool,
     ) -> Tensor:
         stopped = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
         cache, cache_start = None, -1
@@ -262,7 +270,7 @@ class LanguageModel(nn.Module):
                 unseen = tokens[:, start:]
                 cache, cache_start = (self.new_cache() if use_cache else None), start
             last = self.hidden(unseen, cache=cache)[:, -1]  # (B, E)
-            chosen = sampler(score(last))
+            chosen = sampler(score(last)[:, :known])
             if stop_token is not None:
                 chosen = chosen.masked_fill(stopped, stop_token)
                 stopped = chosen == stop_token

@@ -63,16 +63,14 @@ def take(path: Path) -> tuple[IO[str], str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise CheckpointError(
-            f"run_dir = {path.parent}: cannot be written to ({error.strerror}); name another"
-        ) from None
+        raise CheckpointError(f"{path.parent}: cannot be written to ({error.strerror}); name another folder") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         host, pid, *_ = (*file.read().split(), "?", "?")
         raise CheckpointError(
-            f"{path.parent}: process {pid} on {host} is at work in it; wait for its end, or take another run_dir"
+            f"{path.parent}: process {pid} on {host} is at work in it; wait for its end, or take another folder"
         ) from None
     word = uuid4().hex
     file.truncate(0)

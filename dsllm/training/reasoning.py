@@ -96,13 +96,22 @@ def count_answers(
 
 
 def table(by_split: Mapping[str, ChainAccuracy], chance: Mapping[str, float]) -> str:
-    """For a person: accuracy by chain length, its interval, and what guessing is worth where `chance` says so."""
+    """For a person: accuracy by chain length, its interval, and what guessing is worth where `chance` says so.
+
+    Longer problems ask for short chains on their way; of a further split only those are shown that are longer than the
+    first one's.
+    """
     lines = [f"{'split':8}{'chain':>6}{'accuracy':>10}  {'95 %':14}{'chance':>7}{'answers':>9}"]
+    longest = 0
     for split, chains in by_split.items():
-        for length in chains.lengths:
+        shown = [length for length in chains.lengths if length > longest]
+        for length in shown:
             low, high = chains.interval(length)
             guess = f"{chance[str(length)]:.3f}" if str(length) in chance else ""
             share = f"{chains.share(length):>10.3f}  {f'{low:.3f} – {high:.3f}':14}"
             lines.append(f"{split:8}{length:>6}{share}{guess:>7}{chains.asked[length]:>9,}")
-        lines.append(f"{split}: H90 {chains.h90}, mean accuracy over lengths {chains.area:.3f}")
+        reached = "" if longest else f"H90 {chains.h90}, "
+        mean = sum(map(chains.share, shown)) / max(len(shown), 1)
+        lines.append(f"{split}: {reached}mean accuracy over lengths {mean:.3f}")
+        longest = max([longest, *shown])
     return "\n".join(lines)

@@ -53,6 +53,7 @@ def test_models_that_merge_tokens_are_shown_by_phase_beside_those_that_do_not(re
         (lambda run: (run / "config.yaml").unlink(), "no run, config.yaml is not in it"),
         (lambda run: shutil.rmtree(run / "checkpoints"), "holds no complete checkpoint"),
         (lambda run: _drop(run, "test"), "not finished, there is no evaluation on test at step 8"),
+        (lambda run: (_drop(run, "test"), shutil.rmtree(run / "checkpoints")), "not finished, there is no evaluation"),
     ],
 )
 def test_what_is_no_finished_run_is_refused_in_words(spoil, words, trained_run, tmp_path):
@@ -81,3 +82,8 @@ def test_a_file_that_is_no_record_is_named(trained_run, tmp_path):
     (tmp_path / "a.json").write_text('{"name": 3}')
     said = python("launch/compare.py", tmp_path / "a.json", "--out", tmp_path / "report", expect=2)
     assert "a.json: no record of a run (name:" in said and "Traceback" not in said
+    (tmp_path / "a.json").write_text("# Notes")
+    said = python("launch/compare.py", tmp_path / "a.json", "--out", tmp_path / "report", expect=2)
+    assert "a.json: no record of a run (Invalid JSON:" in said
+    said = python("launch/compare.py", tmp_path, "--out", tmp_path / "report", expect=2)
+    assert "config.yaml is not in it; give folders that launch/train.py wrote, or the files in it" in said

@@ -63,7 +63,7 @@ def test_growth_events_and_distances_have_their_place(record):
     grown = [Growth(tokens=1024, flops=record.flops / 2, seconds=0.1, operator="interpose")]
     arms = arms_of([record, of_another_arm(record, "grown", growth=grown, divergence={"0-1": 0.3, "2-3": 1.2})])
     plots = plots_of(arms)
-    assert "dotted: growth events" in plots["loss_by_tokens"][0] and "divergence_1" in plots
+    assert "triangles: growth events" in plots["loss_by_tokens"][0] and "divergence_1" in plots
 
 
 def test_names_are_shown_as_text_not_as_markup(record):
@@ -81,9 +81,10 @@ for (const width of widths) {
   frame.width = width; frame.height = 900; frame.src = "report.html";
   frame.onload = () => {
     const page = frame.contentDocument, root = page.documentElement;
-    const outside = [...page.querySelectorAll("h1, h2, p, li, img, figcaption, .scroll")].filter(
+    const outside = [...page.querySelectorAll("h1, h2, p, li, figcaption, .scroll, .words td")].filter(
       (part) => part.getBoundingClientRect().right > width + 0.5 || part.getBoundingClientRect().left < 0);
-    found[width] = {scrolls: root.scrollWidth > root.clientWidth, outside: outside.length,
+    const spilling = [...page.querySelectorAll("th, td")].filter((cell) => cell.scrollWidth > cell.clientWidth + 1);
+    found[width] = {scrolls: root.scrollWidth > root.clientWidth, outside: outside.length, spilling: spilling.length,
       broken: [...page.images].filter((image) => !image.complete || !image.naturalWidth).length,
       images: page.images.length};
     if (!--left) document.title = JSON.stringify(found);
@@ -99,8 +100,13 @@ def test_in_a_browser_nothing_is_cut_off_on_a_screen_or_a_telephone_and_nothing_
     runs = [of_problems(record, "a model with a rather long name of its own", 5), of_problems(record, "b", 3)]
     arms = arms_of(runs)
     title = "A comparison whose title is long enough to be broken on a telephone"
-    wide = Table("By budget", [["arm", *map(str, range(20))], ["a", *["0.1234 ± 0.0123"] * 20]], "A note. " * 30)
-    write_report(tmp_path, Report(title, arms, plots_of(arms), [wide]))
+    figures = [["arm", *map(str, range(20))], ["scratch_12_grown_schedule", *["0.1234 ± 0.0123"] * 20]]
+    settings = [
+        ["arm", "settings"],
+        ["scratch_12_grown_schedule", "{model: {n_layer: 3}, " + "growth: null, " * 40 + "}"],
+    ]
+    tables = [Table("By budget", figures, "A note. " * 30), Table("The arms", settings, "", words=True)]
+    write_report(tmp_path, Report(title, arms, plots_of(arms), tables))
     (tmp_path / "probe.html").write_text(PROBE)
     asked: list[str] = []
 
@@ -121,6 +127,6 @@ def test_in_a_browser_nothing_is_cut_off_on_a_screen_or_a_telephone_and_nothing_
     server.shutdown()
     found = json.loads(title[1].replace("&quot;", '"'))
     for width in ("1280", "390"):
-        seen = {"scrolls": False, "outside": 0, "broken": 0, "images": len(plots_of(arms))}
+        seen = {"scrolls": False, "outside": 0, "spilling": 0, "broken": 0, "images": len(plots_of(arms))}
         assert found[width] == seen, width
     assert {path for path in asked if path != "/favicon.ico"} == {"/probe.html", "/report.html"}

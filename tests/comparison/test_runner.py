@@ -19,7 +19,7 @@ from dsllm.comparison.runner import Runner
 from dsllm.comparison.study import Study
 from dsllm.errors import UserError
 from tests.comparison.test_study import GROWS, written
-from tests.launching import python, start
+from tests.launching import python, run, start
 
 
 @pytest.mark.slow
@@ -226,6 +226,8 @@ def test_a_study_that_is_stopped_ends_its_runs_and_goes_on(recipe, tmp_path):
         if all(file.exists() and '"train"' in file.read_text() for file in records):
             break
         time.sleep(0.1)
+    second = run([*command, "--ranks", 2, "--jobs", 2], expect=2)
+    assert f"{tmp_path / 'work'}: process {process.pid} on" in second and "take another folder" in second
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said

@@ -86,7 +86,9 @@ def test_the_studies_that_ship_are_right(path):
         ({"arms": {"a": {"model": {"name": "gpt3"}}}}, "arms.a:"),
         ({"arms": {"a": {"growth": {"operator": "graft"}}}}, "arms.a: growth.operator = graft: no such operator"),
         ({"arms": {"a": {}}, "flops": []}, "flops: no budget"),
-        ({"arms": {"a": {}}, "seeds": [1, 2, 1]}, "seeds: 1 twice"),
+        ({"arms": {"a": None}}, "arms.a = None: keys and values are needed here, or {} for none"),
+        ({"arms": {"a": {}}, "flops": 0}, "1 problem\n  {path}: flops = 0: input should be greater than 0"),
+        ({"arms": {"a": {}}, "seeds": [1, 2, 1]}, "seeds: 1 twice; take one out"),
         ({"arms": {"a": {}}, "rates": [0.1, 0.1]}, "rates: 0.1 twice"),
         ({"arms": {"a": {}, "b": {"model": {"n_layer": 2}}}}, "arms.b: the same as a; remove one of them"),
         ({"arms": {"a": {}}, "base": "launch/recipes/smal.yaml"}, "did you mean launch/recipes/small.yaml?"),
@@ -96,6 +98,7 @@ def test_the_studies_that_ship_are_right(path):
     ],
 )
 def test_a_wrong_study_is_told_before_anything_is_trained(values, words, recipe, tmp_path):
+    path = written(tmp_path / "s.yaml", recipe, **values)
     with pytest.raises(ConfigError) as refused:
-        Study.read(written(tmp_path / "s.yaml", recipe, **values))
-    assert words in str(refused.value)
+        Study.read(path)
+    assert words.replace("{path}", str(path)) in str(refused.value)

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from dsllm.data.files import sha256_of, temporary, write_atomically, write_stream
+from dsllm.data.files import os_errors_named, sha256_of, temporary, write_atomically, write_stream
 from dsllm.errors import DataError
 
 
@@ -33,5 +33,8 @@ def test_a_failure_midway_keeps_the_old_content_and_leaves_no_draft(tmp_path):
 def test_a_folder_in_the_way_is_named(tmp_path):
     with pytest.raises(DataError, match="Is a directory"):
         sha256_of(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="name another folder"), os_errors_named(tmp_path / "file"):
+        (tmp_path / "file").mkdir()
     with pytest.raises(DataError, match="absent/a: No such file"):
         write_atomically(tmp_path / "absent" / "a", b"")

@@ -93,7 +93,7 @@ WRONG = [
     (["--nearest", "a", "--text", "c"], "--text: not used by --nearest; leave it out and give --file"),
     (["--nearest", "a"], "--nearest: no texts; give --file"),
     ([*OUT, "--text", "a", "--k", "3"], "--k = 3: only --nearest prints so many lines"),
-    (["--nearest", "a", "--file", "lines.txt", "--k", "0"], "argument --k: invalid positive value: '0'"),
+    (["--nearest", "a", "--file", "lines.txt", "--k", "0"], "argument --k: 0: take a whole number from 1"),
     ([*OUT, "--text", "a", "--pool", "max"], "argument --pool: invalid choice: 'max'"),
     ([*OUT, "--text", "a", "--level", "1"], "level = 1: this model has level 0 alone"),
     ([*OUT, "--text", ""], "text 1 of 1: empty"),

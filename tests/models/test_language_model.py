@@ -44,6 +44,14 @@ def test_greedy_tokens_are_the_likeliest_of_the_full_forward(small, ids):
     assert model(tokens[:, :-1]).logits.argmax(-1)[:, 2:].equal(tokens[:, 3:])
 
 
+def test_rows_of_the_vocabulary_that_are_no_tokens_are_never_chosen(small, ids):
+    model = small()
+    plain = model.generate(ids[:, :3], 13, temperature=0)[:, 3:]
+    bound = int(plain.max())  # greedy text holds it
+    assert int(model.generate(ids[:, :3], 13, temperature=0, known=bound)[:, 3:].max()) < bound
+    assert model.generate(ids[:, :3], 13, temperature=0, known=model.vocab_size)[:, 3:].equal(plain)
+
+
 def test_a_row_repeats_its_stop_token_and_all_end_together(small, ids):
     model = small()
     free = model.generate(ids[:, :4], 12, seed=2)[:, 4:]

@@ -129,7 +129,10 @@ def test_a_run_on_problems_learns_short_chains_and_tells_how_long_they_may_be(fo
     facts = json.loads(said.splitlines()[-1])
     assert set(facts["reasoning"]["beyond"]["accuracy"]) == {"1", "2", "3", "4", "5", "6"}
     assert facts["chance"]["6"] == pytest.approx(1 / 3)
-    assert "test: H90" in said and "beyond: H90" in said and "0.333" in said
+    assert "test: H90" in said and "beyond: mean accuracy over lengths" in said and "0.333" in said
+    shown = [tuple(line.split()[:2]) for line in said.splitlines() if line.startswith(("test   ", "beyond  "))]
+    assert shown == [*(("test", length) for length in "1234"), ("beyond", "5"), ("beyond", "6")]
+    assert "bits_per_byte" not in facts  # a label is no text
     assert [facts["reasoning"]["test"][key] for key in ("h90", "asked")] == [record.h90, record.asked]
     # Of 7 tokens, where 5 were seen at once in training.
     assert record.beyond == {k: facts["reasoning"]["beyond"]["accuracy"][k] for k in "56"}
@@ -190,6 +193,8 @@ def test_a_curriculum_lengthens_chains_by_flops_and_a_resumed_run_goes_on_in_the
 def test_text_has_no_chains_to_be_asked_for(trained_run):
     said = python("launch/evaluate.py", trained_run, "--reasoning", expect=2)
     assert "--reasoning" in said and "holds text, not problems with chains" in said and "Traceback" not in said
+    said = python("launch/evaluate.py", trained_run, "--reasoning", "--split", "val", expect=2)
+    assert "--split val: --reasoning asks test and beyond" in said
 
 
 def test_a_model_is_trained_on_the_labels_alone():

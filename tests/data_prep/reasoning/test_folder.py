@@ -85,6 +85,15 @@ def _problems(folder, split):
     return [tokens.document(i) for i in range(len(tokens))]
 
 
+def test_chains_of_which_too_few_problems_exist_are_told(tmp_path, capsys):
+    make(tmp_path / "few", "--task", "perm_chain", "--lengths", "1-6", "--options", "values=3,functions=3")
+    said = capsys.readouterr().out
+    found = Manifest.read(tmp_path / "few").source["problems"]["val"]
+    for length in "12":
+        assert f"val, chains of {length}: {found.get(length, 0)} of 20 problems, as there are no more" in said
+    assert "chains of 6" not in said and found["6"] == 20
+
+
 def test_what_cannot_be_made_anew_stays_as_it_was(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "kept")
     before = {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()}
@@ -184,6 +193,8 @@ def test_a_label_that_was_changed_on_the_disk_is_found(folder, tmp_path):
         (["--task", "perm_chain", "--lengths", "1-4", "--beyond", "4-9"], "--beyond 4-9: must begin after 4"),
         (["--task", "vars_chain", "--lengths", "1-30"], "--lengths 1-30: the longest chain of vars_chain"),
         (["--task", "perm_chain", "--options", "values"], "values has no value"),
+        (["--task", "perm_chain", "--options", "values=3,values=2"], "values stands twice"),
+        (["--task", "perm_chain", "--lengths", "100000"], "no range of chain lengths; give one within 1-65535"),
         (["--task", "perm_chain", "--options", "values=1"], "--options values = '1': input should be greater than"),
         (
             ["--task", "perm_chain", "--options", "value=3"],
