@@ -22,7 +22,6 @@ from dsllm.comparison.report import Report, Table, markdown, write_report
 from dsllm.comparison.runner import Runner
 from dsllm.comparison.study import Study
 from dsllm.errors import UserError, user_errors_exit
-from dsllm.training.lock import take
 
 Found = Mapping[str, Mapping[float | None, Arm]]
 
@@ -44,12 +43,10 @@ def main() -> None:
         studies = {path.stem: Study.read(path) for path in arguments.studies}
         if len(studies) < len(arguments.studies):
             raise UserError("two study files of one name; give them different names")
-        held = []  # the folders, until the process ends
         for name, study in studies.items():
             own = name if len(studies) > 1 else ""
             out = arguments.out / own
             work = arguments.work / own if arguments.work else Path("runs") / name
-            held.append(take(work / ".lock"))
             runner = Runner(study, work, out, arguments.ranks, _say, arguments.jobs)
             try:
                 found = runner.compared()

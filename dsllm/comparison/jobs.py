@@ -22,6 +22,7 @@ from dsllm.comparison.record import Diverged, arm_of
 from dsllm.config import RunConfig
 from dsllm.data.files import os_errors_named
 from dsllm.errors import UserError
+from dsllm.training.lock import take
 from dsllm.training.monitor import read_metrics
 from dsllm.training.run_folder import differences
 from dsllm.training.world import free_port
@@ -36,6 +37,8 @@ class Jobs:
 
     def __init__(self, work: Path, ranks: int, at_once: int):
         self.work, self.ranks, self.at_once = work, ranks, at_once
+        self._held: object = None
+        """The lock of `work`, from the first run to the process's end."""
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._ended = False
@@ -46,7 +49,7 @@ class Jobs:
             waiting = [pool.submit(make, run) for run in runs]
             try:
                 done, _ = wait(waiting, return_when=FIRST_EXCEPTION)
-                for error in filter(None, (of.exception() for of in done)):
+                for error in filter(None, (of.exception() for of in waiting if of in done)):  # in their order
                     raise error
             except BaseException:
                 for of in waiting:
@@ -75,12 +78,14 @@ class Jobs:
 
         Raises:
             Diverged: its loss had become no number when it ended.
-            UserError: the folder holds another run, or training ended with an error; with the end of its log.
+            UserError: another study is at work in `work`, the folder holds another run, or training ended with an
+                error; with the end of its log.
         """
+        with self._lock:
+            self._held = self._held or take(self.work / ".lock")
         file, log = self.work / f"{name}.yaml", self.work / f"{name}.log"
         _check_same(config)
         with os_errors_named(self.work):
-            self.work.mkdir(parents=True, exist_ok=True)
             file.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
             output = log.open("a")
         with output:

@@ -54,7 +54,7 @@ def test_runs_of_one_seed_are_held_against_each_other():
     found = gain(Arm("grown", Run(2e12, 2.75), Run(2e12, 2.9, 2)), baseline, "FLOPs")
     each = [4 ** ((start - loss) / 0.4) / 2 - 1 for loss, start in ((2.75, 3.0), (2.9, 3.1))]
     assert (found.mean, found.least, found.most) == pytest.approx((sum(each) / 2, min(each), max(each)))
-    assert str(found) == "+9 % (+0 … +19)"
+    assert str(found) == "+9 % (0 … +19)"
 
 
 def test_one_budget_says_nothing_of_gains():

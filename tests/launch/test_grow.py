@@ -101,7 +101,7 @@ WRONG = [
     (["{run}", "--out", "{}"], "--operator: missing; take one of "),
     (["{run}", "--operator", "stick", "--out", "{}"], "operator = stick"),
     (["{run}", "--operator", "[1]", "--out", "{}"], "operator = [1]: not a name"),
-    (["{run}", "--operator", "[stack", "--out", "{}"], "argument --operator: invalid yaml_value value: '[stack'"),
+    (["{run}", "--operator", "[stack", "--out", "{}"], "argument --operator: [stack: no YAML value; quote it"),
     (["{run}", "--operator", "untie", "--factor", "3", "--out", "{}"], "growth.factor = 3: untie shares the uses"),
     (["{run}", "--operator", "stack", "--lora.rank", "4", "--out", "{}"], "--lora.rank: nothing is frozen"),
     (["{run}", "--operator", "stack", "--diverge", "--lora.rank", "x", "--out", "{}"], "lora.rank = 'x'"),
