@@ -7,24 +7,14 @@ import json
 import sys
 from typing import Any
 
+from resident import forget_peak, resident
+
 from dsllm.errors import Reinitialise
 from dsllm.models.language_model import LanguageModel
 from dsllm.training.command import run
 from dsllm.training.growing import Position
 from dsllm.training.progressive import ProgressiveTrainer
 from dsllm.training.rates import Outcome
-
-
-def resident(field: str) -> int:
-    """Bytes of this process's resident memory: `VmRSS` now, `VmHWM` the most since the peak was forgotten."""
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
-def forget_peak() -> None:
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
 
 
 class MeasuredTrainer(ProgressiveTrainer):

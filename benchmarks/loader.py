@@ -22,6 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
+from resident import resident
 
 from dsllm.data.batches import BatchLoader
 from dsllm.data.dataset import TokenDataset
@@ -31,6 +32,7 @@ SHARDS, DOCUMENT = 100, 1_000_000
 CONTEXT, SEQUENCES = 1024, 8
 BATCHES = 20_000
 UINT16 = 8
+MIB = 2**20
 
 
 def simulate(folder: Path, tokens: int) -> None:
@@ -49,12 +51,6 @@ def simulate(folder: Path, tokens: int) -> None:
             file.truncate(2 * length)
 
 
-def memory_mib(kind: str) -> float:
-    """`RssAnon` is what the process holds, `RssFile` what the kernel keeps mapped of files for it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(kind)).split()[1]) / 1024
-
-
 def measure(path: Path, masked: bool) -> dict[str, Any]:
     """Open a data folder and read batches of steps here and there."""
     begun = time.perf_counter()
@@ -69,7 +65,7 @@ def measure(path: Path, masked: bool) -> dict[str, Any]:
         loader.batch(step * SEQUENCES)
         seconds.append(time.perf_counter() - begun)
         if number in (BATCHES // 10, BATCHES - 1):
-            held.append(memory_mib("RssAnon"))
+            held.append(resident("RssAnon") / MIB)
     ordered = sorted(seconds)
     return {
         "open_ms": 1000 * opened,
@@ -78,7 +74,7 @@ def measure(path: Path, masked: bool) -> dict[str, Any]:
         "p99_ms": 1000 * ordered[int(0.99 * len(ordered))],
         "tokens_per_second": SEQUENCES * CONTEXT / statistics.median(seconds),
         "anonymous_mib": held,
-        "mapped_mib": memory_mib("RssFile"),
+        "mapped_mib": resident("RssFile") / MIB,
     }
 
 

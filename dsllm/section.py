@@ -56,7 +56,7 @@ def validate(section: type[S], values: Any, at: str) -> tuple[S | None, list[str
     try:
         return section.model_validate(dict(values)), []
     except ValidationError as error:
-        lines = [line for details in _said_once(error.errors()) for line in _lines(section, details, at)]
+        lines = [line for details in _said_once(section, error.errors()) for line in _lines(section, details, at)]
         wrong = {str(details["loc"][0]) for details in error.errors() if details["loc"]}
         rest = {key: value for key, value in values.items() if key not in wrong}
         if len(rest) < len(values):
@@ -139,10 +139,22 @@ def section_within(section: type[Section], key: str) -> type[Section] | None:
     return next((option for option in options if isinstance(option, type) and issubclass(option, Section)), None)
 
 
-def _said_once(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+def _said_once(section: type[Section], errors: list[ErrorDetails]) -> list[ErrorDetails]:
     """Of a field that may be of several types, what is wrong with the one that the value has."""
-    of_a_value = {details["loc"][:1] for details in errors if not details["type"].endswith("_type")}
-    return [of for of in errors if not of["type"].endswith("_type") or of["loc"][:1] not in of_a_value]
+    of_a_value = {_field(section, of) for of in errors if not of["type"].endswith("_type")}
+    return [of for of in errors if not of["type"].endswith("_type") or _field(section, of) not in of_a_value]
+
+
+def _field(section: type[Section], details: ErrorDetails) -> tuple[str, ...]:
+    """The keys down to the field that an error is of; what follows them in `loc` is how its value was read."""
+    keys: tuple[str, ...] = ()
+    for part in map(str, details["loc"]):
+        keys += (part,)
+        within = section_within(section, part)
+        if within is None:
+            break
+        section = within
+    return keys
 
 
 def _lines(section: type[Section], details: ErrorDetails, at: str) -> Iterator[str]:

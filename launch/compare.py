@@ -12,7 +12,8 @@ from dsllm.comparison.arms import arms_of, of_one_data
 from dsllm.comparison.measuring import measured
 from dsllm.comparison.plots import plots_of
 from dsllm.comparison.record import RunRecord
-from dsllm.comparison.report import Report, notes, table, write_report
+from dsllm.comparison.report import Report, notes, table
+from dsllm.comparison.writing import write_report
 from dsllm.data.files import os_errors_named
 from dsllm.errors import UserError, user_errors_exit
 

@@ -18,9 +18,10 @@ from dsllm.comparison.arms import Arm
 from dsllm.comparison.budgets import tables
 from dsllm.comparison.plots import plot_of_budgets, plots_of
 from dsllm.comparison.rates import rates_table
-from dsllm.comparison.report import Report, Table, markdown, write_report
+from dsllm.comparison.report import Report, Table
 from dsllm.comparison.runner import Runner
 from dsllm.comparison.study import Study
+from dsllm.comparison.writing import markdown, write_report
 from dsllm.errors import UserError, user_errors_exit
 
 Found = Mapping[str, Mapping[float | None, Arm]]

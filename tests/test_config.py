@@ -54,6 +54,13 @@ def test_all_problems_come_at_once_with_thing_value_and_cure(recipe):
     ]
 
 
+def test_a_bound_and_a_type_in_one_section_are_both_told(recipe):
+    with pytest.raises(ConfigError) as raised:
+        RunConfig.from_file(recipe, overrides=["train.lr=-1", "train.steps=[1]"])
+    said = str(raised.value)
+    assert "2 problems" in said and "train.lr = -1" in said and "train.steps = [1]" in said
+
+
 @pytest.mark.parametrize(
     "override, message",
     [
