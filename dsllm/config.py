@@ -172,6 +172,9 @@ class TrainConfig(Section):
     """Blocks whose activations are recomputed in the backward pass: none, all, every k-th, a list from 0, or of levels:
     {levels: [0, 1]}."""
 
+    compile: bool = False
+    """Compile the blocks and the loss by torch.compile: quicker steps, after a first one that takes a minute or so."""
+
     def problems(self) -> Iterator[tuple[str, str]]:
         micro = self.micro_batch_size
         if self.global_batch_size % micro:

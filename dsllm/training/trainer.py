@@ -27,6 +27,7 @@ from dsllm.models import skeleton
 from dsllm.models.language_model import LanguageModel
 from dsllm.store import TensorStore
 from dsllm.training.checkpoints import Checkpoint, Checkpoints, Origin, Snapshot, incomplete_checkpoints
+from dsllm.training.compiling import check_compiler
 from dsllm.training.ds_config import complete_ds_config
 from dsllm.training.engine import build_engine, scaler_state, set_lr, set_scaler, take_step
 from dsllm.training.evaluation import Evaluation, evaluate
@@ -82,6 +83,9 @@ class BaseTrainer:
         torch.manual_seed(train.seed)  # for a model that is built whole: alike on every rank
         self.model = self.build_model()
         world.together(lambda: self.model.checkpoint_activations(train.activation_checkpointing))
+        if train.compile:
+            world.together(lambda: check_compiler(world.device))
+            self.model.compile_parts()
         # The folder is touched only when all that a user can get wrong has been checked.
         self.lock = RunLock(self.run_dir, world)
         aside = world.from_main(lambda: clear_for(self.config, fresh)) if checkpoint is None else None
