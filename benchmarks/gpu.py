@@ -1,14 +1,14 @@
 """What a node with GPUs makes of it: steps, utilisation, memory, the loss in bf16 beside fp32, a growth event.
 
-    python benchmarks/gpu.py [--data data/demo] [--steps 3] [--parts training parity growth]
+    python benchmarks/gpu.py [--data data/demo] [--steps 3] [--parts training growth generation parity]
 
-Every figure is that of `launch/train.py` in a fresh process on all GPUs of the node (`deepspeed` starts them if there
-are several), the loader, clipping, the optimizer and DeepSpeed included, without torch.compile. A step's time is the
-median over stretches of ten, behind the first two stretches. Utilisation (MFU) is the model's FLOPs (docs/records.md:
-what checkpointing recomputes does not count, nor does causality) over the peak of the data sheet, for dense bf16; and
-over the best square matrix product seen here. Convolution attention and decoding are the affair of
-benchmarks/conv_attention.py, which runs on a GPU, too. What is done is written down after every model, and a call
-for other parts adds to it.
+Every figure of training is that of `launch/train.py` in a fresh process on all GPUs of the node (`deepspeed` starts
+them if there are several), the loader, clipping, the optimizer and DeepSpeed included. A step's time is the median over
+stretches of ten, behind the first two stretches; the first step, with what is compiled in it, is told apart.
+Utilisation (MFU) is the model's FLOPs (docs/records.md: what checkpointing recomputes does not count, nor does
+causality) over the peak of the data sheet, for dense bf16; and over the best square matrix product seen here.
+Generation, on the first GPU, is that of benchmarks/generation.py in bf16. What is done is written down after every
+model, and a call for other parts adds to it.
 
 Needs no network; tokens of GPT-2's vocabulary, as `make demo` writes them into data/demo.
 """
@@ -18,6 +18,7 @@ import json
 import re
 import statistics
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
+from generation import differing
+from generation import measured as generations
+from generation import table as generated
 from steps import records_of, train_steps
 from train import matrix_peak
 
@@ -58,27 +62,30 @@ class Arm(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-WIDE = {
-    "350M": ("n_layer=24", "n_head=16", "n_embd=1024"),
-    "1.3B": ("n_layer=24", "n_head=16", "n_embd=2048"),
-}
-MODELS = {name: tuple(f"--model.{size}" for size in sizes) for name, sizes in WIDE.items()}
+COMPILED = "--train.compile=true"
+OF_350M = ("--model.n_layer=24", "--model.n_head=16", "--model.n_embd=1024", COMPILED)
+OF_1300M = ("--model.n_layer=24", "--model.n_head=16", "--model.n_embd=2048", COMPILED)
 CONTEXT = "--model.context=1024"
 
 ARMS: dict[str, Arm] = {
-    "origin_gpt2, fp32": Arm("origin_gpt2", 8, 2, "fp32"),
-    "origin_gpt2": Arm("origin_gpt2", 8, 2),
-    "origin_gpt2, 256 sequences": Arm("origin_gpt2", 256, 2),
-    "origin_progressive, 256 sequences": Arm("origin_progressive", 256, 2),
-    "GPT-2 124M, ZeRO 0": Arm("gpt2_124m", 16, 0),
-    "GPT-2 124M, ZeRO 1": Arm("gpt2_124m", 16, 1),
-    "GPT-2 124M, ZeRO 2": Arm("gpt2_124m", 16, 2),
-    "GPT-2 124M, ZeRO 3": Arm("gpt2_124m", 16, 3),
-    "GPT-2 350M": Arm("gpt2_124m", 16, 2, overrides=MODELS["350M"]),
-    "GPT-2 1.3B": Arm("gpt2_124m", 16, 2, overrides=MODELS["1.3B"]),
-    "GPT-2 1.3B, all blocks recomputed": Arm(
-        "gpt2_124m", 16, 2, overrides=(*MODELS["1.3B"], "--train.activation_checkpointing=all")
+    "GPT-2 124M": Arm("gpt2_124m", 16, 1, overrides=("--train.compile=false",)),
+    "GPT-2 124M, compiled": Arm("gpt2_124m", 16, 1, overrides=(COMPILED,)),
+    "GPT-2 124M, 64 sequences, compiled": Arm("gpt2_124m", 64, 1, overrides=(COMPILED,)),
+    "GPT-2 350M, compiled": Arm("gpt2_124m", 32, 1, overrides=OF_350M),
+    "GPT-2 1.3B, compiled": Arm("gpt2_124m", 16, 2, overrides=OF_1300M),
+    "GPT-2 1.3B, compiled, all blocks recomputed": Arm(
+        "gpt2_124m", 32, 2, overrides=(*OF_1300M, "--train.activation_checkpointing=all")
     ),
+    "origin_gpt2, compiled": Arm("origin_gpt2", 8, 0, overrides=(COMPILED,)),
+    "origin_gpt2, 256 sequences, compiled": Arm("origin_gpt2", 256, 0, overrides=(COMPILED,)),
+    "origin_progressive, 256 sequences, compiled": Arm("origin_progressive", 256, 0, overrides=(COMPILED,)),
+    "conv_mid, 64 sequences, compiled": Arm("conv_mid", 64, 0, overrides=(COMPILED,)),
+    "origin_conv_attention, 64 sequences, compiled": Arm("origin_conv_attention", 64, 0, overrides=(COMPILED,)),
+    "GPT-2 124M, ZeRO 0, compiled": Arm("gpt2_124m", 16, 0, overrides=(COMPILED,)),
+    "GPT-2 124M, ZeRO 2, compiled": Arm("gpt2_124m", 16, 2, overrides=(COMPILED,)),
+    "GPT-2 124M, ZeRO 3": Arm("gpt2_124m", 16, 3, overrides=("--train.compile=false",)),
+    "origin_gpt2, fp32": Arm("origin_gpt2", 8, 0, "fp32"),
+    "origin_gpt2": Arm("origin_gpt2", 8, 0),
 }
 PARITY = ("origin_gpt2", "origin_progressive", "origin_conv_attention", "conv_mid")
 
@@ -94,7 +101,7 @@ def trained(arm: Arm, data: str, steps: int, ranks: int) -> dict[str, float]:
     return train_steps(_file(arm.recipe), data, arm.precision, ranks, steps, arm.sequences, *options)
 
 
-def compared(name: str, data: str, ranks: int, steps: int = 10) -> dict[str, Any]:
+def compared(name: str, data: str, ranks: int = 1, steps: int = 10) -> dict[str, Any]:
     """The largest and the mean difference of ten losses in bf16 from those in fp32, the same batches and weights."""
     losses = {}
     for precision in ("fp32", "bf16"):
@@ -122,9 +129,10 @@ def training_row(name: str, figures: dict[str, float], peak: float | None, best:
     arm, flops = ARMS[name], figures["flops_per_second"]
     sheet = "" if peak is None or arm.precision != "bf16" else f"{100 * flops / peak:.1f} %"
     about = f"{arm.sequences}, {arm.precision}, {arm.stage}"
+    first = f"{figures['first_seconds']:.0f}"
     speed = [f"{figures['ms_per_step']:,.1f}", f"{figures['tokens_per_second']:,.0f}"]
     seen = f"{100 * flops / best[arm.precision]:.1f} %"
-    return [name, about, *speed, sheet, seen, f"{figures['memory_mib']:,.0f}"]
+    return [name, about, *speed, sheet, seen, f"{figures['memory_mib']:,.0f}", first]
 
 
 def keep(facts: dict[str, Any]) -> str:
@@ -139,12 +147,17 @@ def keep(facts: dict[str, Any]) -> str:
     if facts["training"]:
         rows = [training_row(name, figures, peak, best) for name, figures in facts["training"].items()]
         header = ["model", "sequences a rank, precision, ZeRO", "ms per step", "tokens/s", "MFU"]
-        text.append(report.table([*header, "of the best product", "peak MiB per rank"], rows))
+        text.append(report.table([*header, "of the best product", "peak MiB per rank", "first step, s"], rows))
     if facts["parity"]:
         text.append("How far the losses of ten steps in bf16 are from those in fp32, nats per token:")
         keys = ("first", "mean", "largest")
         rows = [[name, *(f"{figures[key]:.1e}" for key in keys)] for name, figures in facts["parity"].items()]
         text.append(report.table(["model", "first step", "mean", "largest"], rows))
+    if facts["generation"]:
+        text.append(
+            f"Generation, greedy, bf16; tokens in which the two GPT-2 differ: {differing(facts['generation'])}."
+        )
+        text.append(generated(facts["generation"]))
     if facts["growth"]:
         text.append("Growth events of GPT-2 124M's width, seconds of their parts:")
         rows = []
@@ -161,7 +174,7 @@ def main() -> None:
     parser.add_argument("--data", default="data/demo")
     parser.add_argument("--steps", type=int, default=3, help="measured stretches of ten steps")
     parser.add_argument("--arms", default=";".join(ARMS), help="of the training part, separated by semicolons")
-    parts = ["growth", "training", "parity"]
+    parts = ["training", "growth", "generation", "parity"]
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
     arguments = parser.parse_args()
     with user_errors_exit():
@@ -181,14 +194,23 @@ def main() -> None:
     earlier = report.RESULTS / "gpu.json"
     if earlier.exists() and (before := json.loads(earlier.read_text()))["machine"] == about:
         facts |= {part: before[part] for part in parts}  # of the same commit, machine and day
+    for name in arms if "training" in arguments.parts else ():
+        try:
+            facts["training"][name] = trained(ARMS[name], data, arguments.steps, ranks)
+        except SystemExit as failed:  # a smaller GPU has not the memory for all of them
+            print(f"{name}: {failed}", file=sys.stderr, flush=True)
+        keep(facts)
     if "growth" in arguments.parts:
         facts["growth"] = growing(data, ranks)
         keep(facts)
-    for name in arms if "training" in arguments.parts else ():
-        facts["training"][name] = trained(ARMS[name], data, arguments.steps, ranks)
+    if "generation" in arguments.parts:
+        facts["generation"] = generations("bf16", repeats=3, new=64)
         keep(facts)
-    for name in PARITY if "parity" in arguments.parts else ():
-        facts["parity"][name] = compared(name, data, ranks)
+    if "parity" in arguments.parts:
+        # Nothing is timed here; several launches of the launcher would meet at one port.
+        with ThreadPoolExecutor(len(PARITY) if ranks == 1 else 1) as side_by_side:
+            found = side_by_side.map(lambda name: compared(name, data, ranks), PARITY)
+        facts["parity"] = dict(zip(PARITY, found, strict=True))
         keep(facts)
     print(keep(facts))
 

@@ -52,4 +52,5 @@ def train_steps(
         "flops_per_second": flops / seconds,
         "memory_mib": records[-1]["memory_bytes"] / 2**20,
         "loss_of_first_step": records[0]["loss"],
+        "first_seconds": records[0]["step_seconds"],
     }

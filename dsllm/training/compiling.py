@@ -17,7 +17,7 @@ def check_compiler(device: torch.device) -> None:
     wrong, cure = "", "install g++"
     try:
         get_cpp_compiler()
-    except InvalidCxxCompiler:
+    except (InvalidCxxCompiler, OSError):
         wrong = "torch finds no C++ compiler"
     if device.type == "cuda" and not torch.utils._triton.has_triton():
         wrong, cure = "torch finds no Triton for this GPU", "install triton"

@@ -84,6 +84,8 @@ def merge(
     raise_problems([f"train.ds_config = {train.ds_config}: {problem}" for problem in problems])
     for key in ("bf16", "fp16"):
         merged[key] = {**_section(given, key), **merged[key]}
+    if stage == 0:
+        merged["gradient_clipping"] = 0.0  # by `engine.take_step`
     if precision == "bf16":
         merged |= _bf16(stage, device)
     # The optimizer is torch's; DeepSpeed's own for offloading compiles a kernel, which a CPU does not need.

@@ -51,18 +51,20 @@ def set_scaler(engine: Any, state: dict[str, float]) -> None:
         setattr(engine.optimizer.loss_scaler, key, value)
 
 
-def take_step(engine: Any) -> tuple[torch.Tensor | float | None, bool]:
-    """Clip and step, if this was the last micro-batch.
+def take_step(engine: Any, grad_clip: float) -> tuple[torch.Tensor | float | None, bool]:
+    """Clip to the norm `grad_clip`, if it is above 0, and step, if this was the last micro-batch.
 
     Gives the gradients' global norm before clipping, and whether it was applied: not if one was no number.
     """
     if not engine.is_gradient_accumulation_boundary() or not isinstance(engine.optimizer, torch.optim.Optimizer):
         engine.step()
         return engine.get_global_grad_norm(), engine.was_step_applied()
-    # Stage 0 is the bare optimizer: it keeps no norm and looks at no number. The gradients are all-reduced by now, so
-    # that every rank decides alike.
-    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    # Stage 0 is the bare optimizer: it keeps no norm and looks at no number, and DeepSpeed's clipping there goes tensor
+    # by tensor, which a GPU waits for. The gradients are all-reduced by now, so that every rank decides alike.
+    moved = [parameter for parameter in engine.module.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in moved])
+    if grad_clip:
+        torch.nn.utils.clip_grads_with_norm_(moved, grad_clip, norm)
     finite = bool(norm.isfinite())
     if finite:
         engine.step()

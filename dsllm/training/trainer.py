@@ -219,7 +219,7 @@ class BaseTrainer:
             total += loss.detach()
             if index == len(batch.tokens) - 1:
                 self.before_update()
-            grad_norm, applied = take_step(self.engine)
+            grad_norm, applied = take_step(self.engine, self.config.train.grad_clip)
         self.progress.advance(
             samples=self.config.train.global_batch_size,
             tokens=self.tokens_per_step,

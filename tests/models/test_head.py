@@ -1,5 +1,8 @@
 """The head's loss in pieces: the value and gradients of the plain form, and never all of the logits."""
 
+import shutil
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,7 @@ from dsllm.models.head import TiedHead, chunked_cross_entropy
 
 @pytest.fixture(params=[1, 7, 64], ids=["a token a piece", "an odd last piece", "one piece"])
 def pieces(request, monkeypatch):
-    monkeypatch.setattr(head, "LOGITS_HELD", request.param * 50)
+    monkeypatch.setitem(head.LOGITS_HELD, "cpu", request.param * 50)
 
 
 def inputs(dtype=torch.float32, rows=40):
@@ -36,6 +39,20 @@ def test_loss_and_gradients_are_those_of_the_plain_form(pieces):
         value_and_gradients(chunked_cross_entropy, *inputs()), value_and_gradients(plain, *inputs()), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+def test_compiled_it_gives_the_same(dtype, tolerance, pieces):
+    compiled = partial(chunked_cross_entropy, compiled=True)
+    for one, other in zip(
+        value_and_gradients(compiled, *inputs(dtype)),
+        value_and_gradients(chunked_cross_entropy, *inputs(dtype)),
+        strict=True,
+    ):
+        assert (one - other).norm() <= tolerance * other.norm()
+    with torch.no_grad():
+        assert compiled(*inputs(dtype)).item() == pytest.approx(plain(*inputs(dtype)).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

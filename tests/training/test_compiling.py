@@ -1,0 +1,49 @@
+"""A run with train.compile takes the steps of one without, at every ZeRO stage, and says what it lacks."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from dsllm.training.monitor import read_metrics
+from tests.launching import run, train
+from tests.training.test_gpu import CONV
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
+]
+GROWTH = "{operator: zero_init, policy: {name: schedule, at: [0.5]}, lora: {rank: 4}, watch_every: 1}"
+GROWS = {"model": "{name: progressive, n_layer: 2, n_head: 2, n_embd: 32, context: 32}", "growth": GROWTH}
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(run_dir) if record["kind"] in ("train", "eval")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        (2, {"model": CONV, "train__activation_checkpointing": "{levels: [0]}"}),
+        (0, {**GROWS, "train__schedule": "wsd"}),
+        (3, {"train__activation_checkpointing": "all"}),
+    ],
+    ids=["convolution attention", "a model that grows", "everything recomputed"],
+)
+def test_losses_are_those_of_a_run_without(stage, options, recipe, tmp_path):
+    found = []
+    for compiled in (False, True):
+        run_dir = tmp_path / str(compiled)
+        options = {**options, "train__ds_config": f"ds_configs/zero{stage}.json", "train__compile": compiled}
+        train(recipe, run_dir, ranks=2, **options)
+        found.append(losses(run_dir))
+    assert len(found[0]) > 8
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_a_machine_without_a_compiler_is_told_before_anything_is_written(recipe, tmp_path):
+    command = [sys.executable, "launch/train.py", f"--config={recipe}", f"--run_dir={tmp_path / 'run'}"]
+    said = run(["env", "CXX=/no/compiler", *command, "--train.compile=true"], expect=2)
+    assert "error: train.compile = true: torch finds no C++ compiler; install g++, or take false" in said
+    assert not (tmp_path / "run").exists()
