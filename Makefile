@@ -9,7 +9,7 @@ RANKS ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | wc -l); echo $$((n == 1 ? 1 : 
 WORKERS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 TRAIN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --quiet --num_gpus $(RANKS) launch/train.py
 
-.PHONY: env demo test check lock clean
+.PHONY: env demo test check bench lock clean
 .DELETE_ON_ERROR:
 
 env: $(READY)
@@ -45,6 +45,23 @@ check: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Every figure of speed and memory that README and docs/measured.md tell, measured here: some three hours on two cores,
+# and nothing else beside it. NANOGPT=~/nanoGPT, a checkout of it, takes part; litgpt gets an environment of its own.
+BENCHES := prep startup overhead head train loader memory checkpoints growth generation conv_attention
+bench: env .venv-litgpt/.ready data/demo/manifest.json
+	set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+	$(BIN)/python benchmarks/train_peers.py --litgpt .venv-litgpt $(if $(NANOGPT),--nanogpt $(NANOGPT))
+
+# litgpt 0.5 and this project's packages want different versions of huggingface-hub and psutil.
+.venv-litgpt/.ready:
+	$(PYTHON) -m venv .venv-litgpt
+	.venv-litgpt/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 litgpt==0.5.13 \
+	    "huggingface-hub<1.4" psutil==7.2.2
+	touch $@
+
+data/demo/manifest.json: $(READY)
+	$(BIN)/python -m data_prep tokenize --source installed:sympy,mpmath,networkx --out data/demo
+
 # Exact versions of everything, for every supported Python.
 lock: env
 	$(BIN)/python -m pip install -q uv
@@ -52,4 +69,4 @@ lock: env
 	    --constraint <(echo torch==2.13.0) -o constraints.txt setup.py
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-litgpt *.egg-info .pytest_cache .mypy_cache .ruff_cache

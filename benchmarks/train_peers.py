@@ -14,10 +14,12 @@ Needs token shards: `make demo` writes data/demo.
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,11 +87,11 @@ class Peer(Contender):
         return answer
 
 
-def contenders(nanogpt: Path | None, litgpt: Path | None) -> list[Contender]:
+def contenders(nanogpt: Path | None, litgpt: Path | None, precisions: Sequence[Precision]) -> list[Contender]:
     found: list[Contender] = []
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
     for precision in precisions:
         found += [Ours(f"dsllm, ZeRO {stage}", precision, stage) for stage in (0, 2)]
+        found.append(Ours("dsllm, ZeRO 0, compiled", precision, 0, ("train.compile=true",)))
         for words, compiled in (("", ()), (", compiled", ("--compile",))):
             if nanogpt is not None:
                 found.append(Peer(f"nanoGPT{words}", precision, "nanogpt", (*compiled, "--checkout", str(nanogpt))))
@@ -106,13 +108,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--data", default="data/demo")
-    parser.add_argument("--only", help="contenders whose name holds this")
+    parser.add_argument("--only", default="", help="contenders whose name this regular expression finds")
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     arguments = parser.parse_args()
     settings = [*SETTINGS, f"data.path={arguments.data}", f"train.steps={arguments.steps}"]
     with user_errors_exit(), tempfile.TemporaryDirectory() as folder:
         problem = Path(folder)
         write_problem(RunConfig.from_file(BASELINE, [*settings, f"run_dir={folder}/run"]), problem)
-        arms = [of for of in contenders(arguments.nanogpt, arguments.litgpt) if (arguments.only or "") in of.name]
+        known = contenders(arguments.nanogpt, arguments.litgpt, arguments.precisions)
+        arms = [contender for contender in known if re.search(arguments.only, contender.name)]
         runs: dict[Contender, list[dict[str, Any]]] = {arm: [] for arm in arms}
         peaks: dict[Precision, float] = {}
         for repeat in range(arguments.repeats):

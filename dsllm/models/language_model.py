@@ -276,7 +276,7 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         stopped = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
         cache, cache_start = None, -1
-        score = self.head.for_generation()
+        score = self.head.for_generation(max_new_tokens)
         for _ in range(max_new_tokens):
             start = window_start(tokens.shape[1], self.config.context)
             if use_cache and start == cache_start:

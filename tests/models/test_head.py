@@ -135,3 +135,11 @@ def test_the_tied_head_shares_the_embeddings_parameter():
     hidden, _, targets = inputs()
     torch.testing.assert_close(tied(hidden), hidden @ embedding.weight.t())
     torch.testing.assert_close(tied(hidden, targets), plain(hidden, embedding.weight, targets))
+
+
+def test_for_generation_it_scores_the_same_and_copies_its_weights_only_for_many_tokens():
+    tied = TiedHead(nn.Embedding(2500, 24))  # more than two strips
+    hidden = torch.randn(3, 24)
+    torch.testing.assert_close(tied.for_generation()(hidden), tied(hidden))
+    torch.testing.assert_close(tied.for_generation(64)(hidden), tied(hidden))
+    assert tied.for_generation(1) is tied
