@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dsllm.training.command import run
-from dsllm.training.progressive import ProgressiveTrainer
 from dsllm.training.rates import Outcome
+from dsllm.training.trainer import BaseTrainer
 
 
-class TimedTrainer(ProgressiveTrainer):
+class TimedTrainer(BaseTrainer):
     """A trainer with a clock."""
 
     def __init__(self, *arguments: Any, **options: Any):

@@ -23,20 +23,20 @@ def losses(run_dir: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "options"),
+    ("ranks", "stage", "options"),
     [
-        (2, {"model": CONV, "train__activation_checkpointing": "{levels: [0]}"}),
-        (0, {**GROWS, "train__schedule": "wsd"}),
-        (3, {"train__activation_checkpointing": "all"}),
+        (1, 2, {"model": CONV, "train__activation_checkpointing": "{levels: [0]}"}),
+        (1, 0, {**GROWS, "train__schedule": "wsd"}),
+        (2, 3, {"train__activation_checkpointing": "all"}),
     ],
     ids=["convolution attention", "a model that grows", "everything recomputed"],
 )
-def test_losses_are_those_of_a_run_without(stage, options, recipe, tmp_path):
+def test_losses_are_those_of_a_run_without(ranks, stage, options, recipe, tmp_path):
     found = []
     for compiled in (False, True):
         run_dir = tmp_path / str(compiled)
         options = {**options, "train__ds_config": f"ds_configs/zero{stage}.json", "train__compile": compiled}
-        train(recipe, run_dir, ranks=2, **options)
+        train(recipe, run_dir, ranks=ranks, **options)
         found.append(losses(run_dir))
     assert len(found[0]) > 8
     assert found[1] == pytest.approx(found[0], rel=1e-5)
