@@ -79,8 +79,7 @@ class Peer(Contender):
     def run(self, problem: Path, settings: list[str]) -> dict[str, Any]:
         command = [str(self.python), f"benchmarks/peers/{self.script}.py", str(problem), *self.options]
         command += ["--precision", self.precision]
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(problem / "compiled")}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -114,6 +113,7 @@ def main() -> None:
     settings = [*SETTINGS, f"data.path={arguments.data}", f"train.steps={arguments.steps}"]
     with user_errors_exit(), tempfile.TemporaryDirectory() as folder:
         problem = Path(folder)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(problem / "compiled")  # nobody finds what was compiled before
         write_problem(RunConfig.from_file(BASELINE, [*settings, f"run_dir={folder}/run"]), problem)
         known = contenders(arguments.nanogpt, arguments.litgpt, arguments.precisions)
         arms = [contender for contender in known if re.search(arguments.only, contender.name)]
