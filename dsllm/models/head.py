@@ -33,6 +33,11 @@ COPY_PAYS = 32
 STRIP = 1024  # rows that are transposed at a time, and stay in the cache meanwhile
 
 
+def logits_held(device: torch.device) -> int:
+    """Logits that are worth holding at once on `device`; what is neither a CPU nor a GPU of CUDA is taken for a CPU."""
+    return LOGITS_HELD.get(device.type, LOGITS_HELD["cpu"])
+
+
 class Head(nn.Module):
     """Base of heads: called with hidden states (..., E) they give logits (..., V), with targets (...) the mean loss."""
 
@@ -139,7 +144,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         h, w = hidden.to(dtype), weight.to(dtype)  # (N, E), (V, E)
         kept = targets != IGNORED
         targets = targets.where(kept, 0)[:, None]  # (N, 1)
-        pieces = max(1, math.ceil(h.shape[0] * w.shape[0] / LOGITS_HELD[device]))
+        pieces = max(1, math.ceil(h.shape[0] * w.shape[0] / logits_held(hidden.device)))
         rows = math.ceil(h.shape[0] / pieces)
 
         # Written again by every piece: fresh memory of this size costs a CPU as much as a matrix product.

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from dsllm.data.batches import NO_TARGET, EvaluationBatch
 from dsllm.errors import DataError
-from dsllm.models.head import LOGITS_HELD
+from dsllm.models.head import logits_held
 from dsllm.models.language_model import LanguageModel
 from dsllm.training.reasoning import ChainAccuracy, count_answers
 
@@ -111,7 +111,7 @@ def phase_losses(
             targets = torch.from_numpy(batch.targets[batch.valid]).to(device)
             ids = None if batch.document_ids is None else torch.from_numpy(batch.document_ids[batch.valid]).to(device)
             hidden = model.hidden(tokens[:, :-1], ids).flatten(0, 1)  # (B T, E)
-            rows = max(1, LOGITS_HELD[device.type] // model.vocab_size)
+            rows = max(1, logits_held(device) // model.vocab_size)
             losses = [
                 F.cross_entropy(model.head(h).float(), target, reduction="none", ignore_index=NO_TARGET)
                 for h, target in zip(hidden.split(rows), targets.flatten().split(rows), strict=True)
