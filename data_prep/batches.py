@@ -68,7 +68,7 @@ def batches(
         else:
             batch.texts.append(text)
             batch.places.append(document.where)
-            batch.text_bytes += len(text.encode())
+            batch.text_bytes += len(text) if text.isascii() else len(text.encode())
         if batch.text_bytes >= batch_bytes or batch.read >= MAX_DOCUMENTS:
             batch.position = source.position
             yield batch

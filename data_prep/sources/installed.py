@@ -3,6 +3,7 @@
 installed:sympy,mpmath,networkx        2,201 files, 35 MB of mathematics and Python
 """
 
+import os
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from data_prep.sources.files import FileSource
+from data_prep.sources.files import FileSource, names_below
 from dsllm.errors import DataError
 
 PREFIX = "installed:"
@@ -38,8 +39,8 @@ def _files(package: str) -> Iterator[tuple[Path, str]]:
     if spec is None or not spec.submodule_search_locations:
         raise DataError(f"{PREFIX}{package}: no such package here; `pip install {package}` or name another")
     root = Path(next(iter(spec.submodule_search_locations)))
-    found = sorted((file.relative_to(root).as_posix(), file) for file in root.rglob("*") if file.suffix in SUFFIXES)
-    return ((file, f"{package}/{label}") for label, file in found if file.is_file())
+    names = sorted(name for name in names_below(root) if os.path.splitext(name)[1] in SUFFIXES)
+    return ((root / name, f"{package}/{name}") for name in names)
 
 
 def _version(package: str) -> JsonValue:

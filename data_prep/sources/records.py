@@ -9,6 +9,7 @@ A position within a file is a count of lines or rows: lines before it are read p
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ def content_suffix(path: Path) -> str:
     name = path.name.lower()
     for suffix in COMPRESSED:
         name = name.removesuffix(suffix)
-    return Path(name).suffix
+    return os.path.splitext(name)[1]
 
 
 def documents_of(path: Path, fields: tuple[str, ...], start: int) -> Iterator[tuple[int, Document]]:
@@ -164,7 +165,9 @@ def _rows(path: Path, fields: tuple[str, ...], start: int) -> Iterator[tuple[int
 
 
 def _text(path: Path) -> Document:
-    text, problem = _decoded(b"".join(_chunks(path)), str(path), 0)
+    # A small file costs its opening: read_bytes asks for its size and reads once.
+    packed = path.name.lower().endswith(COMPRESSED)
+    text, problem = _decoded(b"".join(_chunks(path)) if packed else path.read_bytes(), str(path), 0)
     return Document(text, str(path), problem)
 
 

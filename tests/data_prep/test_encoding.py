@@ -1,5 +1,6 @@
 """Groups of documents to tokens: in order, whole, and equal to tiktoken's by every way."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from data_prep.batches import Batch, batches
 from data_prep.encoding import MAX_RUN, encode_batches
-from data_prep.fast import DIFFICULT, DisagreementError, FastEncoder, fastest_encoder
+from data_prep.fast import DIFFICULT, MARK, DisagreementError, FastEncoder, fastest_encoder
 from data_prep.sources.opening import open_source
 from data_prep.splits import SplitRule
 from dsllm.errors import DataError
@@ -59,6 +60,31 @@ def test_gigatoken_is_used_for_gpt2_and_gives_its_tokens_for_difficult_text(gpt2
     tokens, sizes = encoder.encode_batch([DIFFICULT, "x", *texts(200)])
     assert tokens.tolist() == [id for text in [DIFFICULT, "x", *texts(200)] for id in gpt2.encode(text)]
     assert len(sizes) == 202
+
+
+@pytest.mark.parametrize(
+    "text", ["a" + MARK.decode() + "b", MARK.decode(), MARK.decode() * 2, "ends with " + MARK.decode()[:2]]
+)
+def test_a_text_that_holds_the_mark_between_documents_is_tiktoken_s_all_the_same(gpt2, text):
+    members = ["before ", text, " after", "<|endoftext|>"]
+    tokens, sizes = fastest_encoder(gpt2)[0].encode_batch(members)
+    assert tokens.tolist() == [id for member in members for id in gpt2.encode(member)]
+    assert sizes.tolist() == [len(gpt2.encode(member)) for member in members]
+
+
+def test_white_space_at_the_ends_of_documents_does_not_reach_over_to_the_next(gpt2):
+    members = ["a \n", "\n  b  ", "  ", " c\n\n\n", "it'", "s"]
+    tokens, sizes = fastest_encoder(gpt2)[0].encode_batch(members)
+    assert tokens.tolist() == [id for member in members for id in gpt2.encode(member)]
+    assert sizes.tolist() == [len(gpt2.encode(member)) for member in members]
+
+
+def test_more_threads_than_tokenizers_of_gigatoken_give_the_same_tokens(gpt2):
+    encoder, _ = fastest_encoder(gpt2)
+    members = [texts(50, seed=seed) for seed in range(40)]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda member: encoder.encode_batch(member)[0].tolist(), members))
+    assert found == [[id for text in member for id in gpt2.encode(text)] for member in members]
 
 
 def test_gigatoken_with_another_rule_of_cutting_is_found_out_before_the_first_document(gpt2):
