@@ -1,8 +1,8 @@
 """Groups of documents to tokens: several at a time, given back in order.
 
-             group 0 ─▶ thread A ─▶ tokens ┐
+              group 0 ─▶ thread A ─▶ tokens ┐
     reader ─▶ group 1 ─▶ thread B ─▶ tokens ┼─▶ 0, 1, 2, …
-             group 2 ─▶ thread A ─▶ tokens ┘
+              group 2 ─▶ thread A ─▶ tokens ┘
 
 The encoders compute without Python's lock, so threads are enough, and no document is copied to another process. At
 most two groups per thread and two of the reader are in memory, whatever the size of the source.
@@ -26,6 +26,7 @@ from dsllm.errors import DataError
 
 MAX_RUN = 1_000_000
 """Characters without white space that are encoded at once: the time for one such run grows faster than its length."""
+# From the run's first character on alone: elsewhere each would be tried anew.
 LONG_RUN = re.compile(rf"(?<!\S)\S{{{MAX_RUN + 1},}}")
 
 

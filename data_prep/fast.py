@@ -87,6 +87,7 @@ class FastEncoder:
         return tokens, sizes
 
     def _backend(self) -> Any:
+        """One more tokenizer of gigatoken's, which takes the mark for the end of a text."""
         import gigatoken
 
         with tempfile.NamedTemporaryFile(suffix=".tiktoken") as file:
@@ -96,7 +97,7 @@ class FastEncoder:
             return _guarded(lambda: gigatoken.Tokenizer.from_tiktoken(file.name, self._scheme, special))
 
     def _encode(self, contents: Sequence[bytes]) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]:
-        """Tokens of the texts in UTF-8, and their sizes: more of them than texts, if some hold the mark."""
+        """Tokens (sum of sizes,) of texts in UTF-8, and sizes (texts,): more than texts, if some hold the mark."""
         import gigatoken
 
         try:

@@ -26,9 +26,18 @@ def losses(run_dir: Path) -> list[float]:
     ("ranks", "stage", "options"),
     [
         (1, 0, {**GROWS, "train__schedule": "wsd"}),
-        (2, 3, {"model": SMALL, "train__eval_every": 0, "train__test_samples": 0}),
+        (
+            2,
+            3,
+            {
+                "model": SMALL,
+                "train__activation_checkpointing": "all",
+                "train__eval_every": 0,
+                "train__test_samples": 0,
+            },
+        ),
     ],
-    ids=["a model that grows", "parted weights"],
+    ids=["a model that grows", "parted weights, all recomputed"],
 )
 def test_losses_are_those_of_a_run_without(ranks, stage, options, recipe, tmp_path):
     found = []
