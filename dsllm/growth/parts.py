@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import update_wrapper
 from typing import Any, TypeVar, get_type_hints
 
-from pydantic import Field, create_model
+from pydantic import ConfigDict, Field, create_model
 
 from dsllm.errors import ConfigError
 from dsllm.registry import Registry
@@ -49,6 +49,12 @@ class Part:
 P = TypeVar("P", bound=Part)
 
 
+class _Options(Section):
+    """A section whose fields are documented by the function's docstring: there is no class's source to read."""
+
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+
 def options_of(function: Callable[..., Any], problems: Problems | None = None) -> type[Section]:
     """The section made of a function's keyword-only arguments. Raises `TypeError` if one is not annotated."""
     hints = get_type_hints(function, include_extras=True)
@@ -61,7 +67,7 @@ def options_of(function: Callable[..., Any], problems: Problems | None = None) -
             raise TypeError(f"{function.__qualname__}: its option {name} needs a type annotation")
         default = ... if argument.default is inspect.Parameter.empty else argument.default
         fields[name] = (hints[name], Field(default, description=texts.get(name)))
-    section: type[Section] = create_model(function.__name__, __base__=Section, **fields)
+    section: type[Section] = create_model(function.__name__, __base__=_Options, **fields)
     if problems is None:
         return section
     return type(function.__name__, (section,), {"problems": lambda self: problems(**dict(self))})

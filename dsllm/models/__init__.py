@@ -5,9 +5,10 @@
 A model of your own is a subclass of `language_model.LanguageModel`, made known by `@MODELS.register("mine")`.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from dsllm.config import ModelConfig
 from dsllm.registry import MODELS
@@ -37,6 +38,16 @@ def skeleton(config: ModelConfig) -> "LanguageModel":
 
     if MODELS[config.name].initial is LanguageModel.initial:
         return build_model(config)
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         model = build_model(config)
     return model if not list(model.buffers()) else build_model(config)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out `torch.nn.init`: drawing on the meta device fills nothing and imports torch's compiler, a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dsllm.config import TrainConfig
-from dsllm.training.backend import import_deepspeed
+from dsllm.training.backend import import_deepspeed, import_muon
 from dsllm.training.world import World
 
 
@@ -18,6 +18,7 @@ def build_engine(
     `ds_config` is what `merge` gives. Every parameter that needs a gradient must be in exactly one group.
     """
     deepspeed = import_deepspeed()
+    import_muon()
     settings: dict[str, Any] = {"lr": train.lr, "betas": (train.beta1, train.beta2), "eps": train.eps}
     offloaded = "offload_optimizer" in ds_config.get("zero_optimization", {})
     if offloaded and world.device.type == "cuda":

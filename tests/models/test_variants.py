@@ -1,5 +1,7 @@
 """What every kind of growing model can do: go on from a cache, stay causal, recompute, count, begin without memory."""
 
+import sys
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -7,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsllm.models import skeleton
 from dsllm.models.progressive import ProgressiveConfig
+from tests.launching import run
 from tests.models.conftest import VARIANTS
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
@@ -80,6 +83,21 @@ def test_the_skeleton_has_the_same_parameters_without_memory(progressive, varian
             for m in (model, bare)
         ]
         assert facts[0] == facts[1]
+
+
+SKELETONS = """
+import sys
+from dsllm.models import MODELS, skeleton
+
+for name in ("gpt2", "progressive", "conv_attention"):
+    sizes = dict(n_layer=12, n_head=2, n_embd=16, context=32, vocab_size=61)
+    assert all(parameter.is_meta for parameter in skeleton(MODELS[name].Config(name=name, **sizes)).parameters())
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_a_skeleton_imports_no_compiler():
+    assert run([sys.executable, "-c", SKELETONS]).split()[-1] == "False"
 
 
 @every_variant
