@@ -25,7 +25,7 @@ block is used, by which parameters and at which rate is the model's own affair.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -65,7 +65,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.vocab_size: int = config.vocab_size
         self._recomputed: frozenset[int] = frozenset()
-        self._compiled: dict[nn.Module, Callable[..., Any]] | None = None
+        self._compiles = False
 
     # What a model says.
 
@@ -212,26 +212,23 @@ class LanguageModel(nn.Module):
         self._recomputed = frozenset(chosen)
 
     def compile_parts(self) -> None:
-        """Compile every block and the head's loss by torch.compile, each when it first runs.
+        """Compile every block's `forward` and the head's loss by torch.compile, each when it first runs.
 
         Block by block, not whole: blocks of one kind share their code, so that it is ready sooner, and what DeepSpeed
-        hooks onto modules stays outside. For training: a cache of keys would be compiled anew for every token.
+        hooks onto a block stays outside. For training: a cache of keys would be compiled anew for every token.
         """
-        self._compiled = {}
+        self._compiles = True
         self.head.compile_loss()
 
     def run_block(self, index: int, block: nn.Module, *inputs: Any) -> Tensor:
         """`block(*inputs)` as the forward pass's block number `index`, recomputed later if that was chosen."""
-        call: Callable[..., Any] = block
-        if self._compiled is not None:
-            if block not in self._compiled:
-                self._compiled[block] = torch.compile(block, dynamic=False)
-            call = self._compiled[block]
+        if self._compiles and "forward" not in vars(block):
+            block.forward = torch.compile(block.forward, dynamic=False)
         if index in self._recomputed and torch.is_grad_enabled():
             # Reentrant checkpointing loses the gradients of adapters on a frozen base.
-            out: Tensor = checkpoint(call, *inputs, use_reentrant=False)
+            out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
         else:
-            out = call(*inputs)
+            out = block(*inputs)
         return out
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from torch import nn
 
 from dsllm.config import TrainConfig
 from dsllm.training.backend import import_deepspeed, import_muon
+from dsllm.training.compiling import hide_hooks
 from dsllm.training.world import World
 
 
@@ -28,6 +29,8 @@ def build_engine(
     else:
         optimizer = torch.optim.AdamW(groups, fused=True, **settings)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, dist_init_required=False)
+    if train.compile:
+        hide_hooks(model)
     return engine
 
 

@@ -1,4 +1,4 @@
-"""A run with train.compile takes the steps of one without, and says what it lacks."""
+"""A run with train.compile takes the steps of one without, at every ZeRO stage, and says what it lacks."""
 
 import shutil
 import sys
@@ -13,8 +13,12 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
 ]
-SMALL = "{name: gpt2, n_layer: 1, n_head: 2, n_embd: 32, context: 32}"
 GROWTH = "{operator: zero_init, policy: {name: schedule, at: [0.5]}, lora: {rank: 4}, watch_every: 1}"
+CONV = (
+    "{name: conv_attention, n_head: 2, n_embd: 32, context: 32, strides: [4], widths: [16, 32], "
+    "encoder: [1], middle: 1, decoder: [1]}"
+)
+UNJUDGED = {"train__eval_every": 0, "train__test_samples": 0}
 GROWS = {"model": "{name: progressive, n_layer: 2, n_head: 2, n_embd: 32, context: 32}", "growth": GROWTH}
 
 
@@ -25,19 +29,11 @@ def losses(run_dir: Path) -> list[float]:
 @pytest.mark.parametrize(
     ("ranks", "stage", "options"),
     [
+        (1, 2, {"model": CONV, "train__activation_checkpointing": "{levels: [0]}", **UNJUDGED}),
         (1, 0, {**GROWS, "train__schedule": "wsd"}),
-        (
-            2,
-            3,
-            {
-                "model": SMALL,
-                "train__activation_checkpointing": "all",
-                "train__eval_every": 0,
-                "train__test_samples": 0,
-            },
-        ),
+        (2, 3, {"train__activation_checkpointing": "all"}),
     ],
-    ids=["a model that grows", "parted weights, all recomputed"],
+    ids=["convolution attention", "a model that grows", "parted weights, all recomputed"],
 )
 def test_losses_are_those_of_a_run_without(ranks, stage, options, recipe, tmp_path):
     found = []
