@@ -1,4 +1,4 @@
-"""A run with train.compile takes the steps of one without, at every ZeRO stage, and says what it lacks."""
+"""A run with train.compile takes the steps of one without, at ZeRO 0, 2 and 3, and says what it lacks."""
 
 import shutil
 import sys
