@@ -1,11 +1,16 @@
 """Tokens/s of generation: GPT-2 beside transformers' generate with its cache, and convolution attention.
 
-    python benchmarks/generation.py [--repeats 5] [--new 64] [--precision fp32]
+    python benchmarks/generation.py [--repeats 5] [--new 64] [--precision fp32] [--run RUN --data DIR]
 
 Greedy, batch 1 and 16, after 256 and 1,024 tokens of prompt. GPT-2 (12 layers, 192 wide, 6 heads, GPT-2's
-vocabulary) has the same random weights in both, and their tokens must be the same; convolution attention is the
+vocabulary) has the same weights in both, and their tokens must be the same; convolution attention is the
 origin's preset. Decoding is what a further token costs: the time for `--new` tokens less that for one, which is the
 prompt's. All take turns.
+
+Single sequences are written with guesses from the text itself, several checked in one step (`dsllm.models.drafting`):
+how many come true depends on the text. So both of ours and theirs stand with and without them, and `--run` takes a
+trained model, with prompts from the test split of `--data`, in place of random weights and tokens. The run is one of
+launch/recipes/origin_gpt2.yaml with --model.context 1280.
 """
 
 import argparse
@@ -24,19 +29,22 @@ import report
 from steps import ROOT
 
 from dsllm.config import RunConfig
+from dsllm.data.problems import open_samples
 from dsllm.machine import default_device
 from dsllm.models import skeleton
 from dsllm.models.huggingface import huggingface_config, to_huggingface
 from dsllm.models.language_model import LanguageModel
+from dsllm.training.loading import load_model
 from dsllm.training.precision import DTYPES, Precision
 from dsllm.training.tensors import initial_values, materialise
 
 PROMPTS, BATCHES = (256, 1024), (1, 16)
 CONTEXT = 1024 + 256
+TEXTS = 10
 Generate = Callable[[Tensor, int], Tensor]
 
 
-def model_of(recipe: str, dtype: torch.dtype) -> LanguageModel:
+def random_model(recipe: str, dtype: torch.dtype) -> LanguageModel:
     """The recipe's model, with a context that holds every prompt and what follows it, at random weights."""
     overrides = ["run_dir=unused", "data.path=unused", "model.vocab_size=50304", f"model.context={CONTEXT}"]
     model = skeleton(RunConfig.from_file(ROOT / "launch" / "recipes" / recipe, overrides).model)
@@ -44,34 +52,46 @@ def model_of(recipe: str, dtype: torch.dtype) -> LanguageModel:
     return model.to(default_device(), dtype).eval()
 
 
-def of_transformers(model: LanguageModel) -> Generate:
+def of_transformers(model: LanguageModel, **options: Any) -> Generate:
     """The same function by transformers."""
     config = transformers.GPT2Config(**huggingface_config(model.config))  # type: ignore[arg-type]
     theirs = transformers.GPT2LMHeadModel(config).to(default_device(), model.head.weight.dtype).eval()
     theirs.load_state_dict(to_huggingface(model.state_dict(), model.config.n_layer))
 
     def generate(prompt: Tensor, new: int) -> Tensor:
-        options = {"do_sample": False, "use_cache": True, "pad_token_id": 0, "eos_token_id": None}
+        settings = {"do_sample": False, "use_cache": True, "pad_token_id": 0, "eos_token_id": None, **options}
         found: Tensor = theirs.generate(
-            prompt, attention_mask=torch.ones_like(prompt), min_new_tokens=new, max_new_tokens=new, **options
+            prompt, attention_mask=torch.ones_like(prompt), min_new_tokens=new, max_new_tokens=new, **settings
         )
         return found
 
     return generate
 
 
-def of_ours(model: LanguageModel) -> Generate:
-    return lambda prompt, new: model.generate(prompt, new, temperature=0.0)
+def of_ours(model: LanguageModel, draft: bool) -> Generate:
+    return lambda prompt, new: model.generate(prompt, new, temperature=0.0, draft=draft)
 
 
-def contenders(dtype: torch.dtype) -> dict[str, Generate]:
-    gpt2 = model_of("origin_gpt2.yaml", dtype)
-    conv = model_of("origin_conv_attention.yaml", dtype)
+def contenders(dtype: torch.dtype, run: Path | None) -> dict[str, Generate]:
+    """The first is told apart in tokens from the second."""
+    gpt2 = random_model("origin_gpt2.yaml", dtype) if run is None else load_model(run).to(default_device(), dtype)
+    conv = random_model("origin_conv_attention.yaml", dtype)
     return {
-        "dsllm, GPT-2": of_ours(gpt2),
+        "dsllm, GPT-2": of_ours(gpt2, draft=True),
         "transformers, GPT-2": of_transformers(gpt2),
-        "dsllm, convolution attention": of_ours(conv),
+        "dsllm, GPT-2, no guesses": of_ours(gpt2, draft=False),
+        "transformers, GPT-2, prompt lookup": of_transformers(gpt2, prompt_lookup_num_tokens=10),
+        "dsllm, convolution attention": of_ours(conv, draft=True),
     }
+
+
+def prompts(length: int, batch: int, data: Path | None) -> Tensor:
+    """Random tokens, or so many from the beginning of as many samples of the test split; (batch, length)."""
+    if data is None:
+        random = torch.Generator().manual_seed(length + batch)
+        return torch.randint(0, 50257, (batch, length), generator=random)
+    source = open_samples(data, "test", length)
+    return torch.stack([torch.from_numpy(source.sample(row * len(source) // batch)[:length]) for row in range(batch)])
 
 
 def seconds(generate: Generate, prompt: Tensor, new: int) -> float:
@@ -80,26 +100,34 @@ def seconds(generate: Generate, prompt: Tensor, new: int) -> float:
     return time.perf_counter() - begun
 
 
-def measured(precision: Precision, repeats: int, new: int) -> list[dict[str, Any]]:
+def measured(precision: Precision, repeats: int, new: int, run: Path | None, data: Path | None) -> list[dict[str, Any]]:
     """What each contender did after each prompt, in each batch."""
     found: list[dict[str, Any]] = []
-    generators = contenders(DTYPES[precision])
+    generators = contenders(DTYPES[precision], run)
     for length in PROMPTS:
         for batch in BATCHES:
-            random = torch.Generator().manual_seed(length + batch)
-            prompt = torch.randint(0, 50257, (batch, length), generator=random).to(default_device())
-            ours, theirs, _ = (generate(prompt, new) for generate in generators.values())
+            texts = [prompts(length, batch, data)]
+            if batch == 1 and data is not None:  # how many guesses come true differs from text to text
+                texts = list(prompts(length, TEXTS, data).split(1))
+            wrong = 0
             times: dict[str, list[tuple[float, float]]] = {name: [] for name in generators}
-            for _ in range(repeats):
-                for name, generate in generators.items():
-                    times[name].append((seconds(generate, prompt, 1), seconds(generate, prompt, new)))
-            facts = {"prompt": length, "batch": batch, "tokens_that_differ": int((ours != theirs).sum())}
+            for prompt in (text.to(default_device()) for text in texts):
+                takes_part = {n: g for n, g in generators.items() if batch == 1 or "lookup" not in n}
+                ours, theirs, *_ = (generate(prompt, new) for generate in takes_part.values())
+                wrong += int((ours != theirs).sum())
+                for _ in range(repeats if len(texts) == 1 else 1):
+                    for name, generate in takes_part.items():
+                        times[name].append((seconds(generate, prompt, 1), seconds(generate, prompt, new)))
             for name, of in times.items():
+                if not of:
+                    continue
                 further = [1000 * (whole - first) / (new - 1) for first, whole in of]
                 found.append(
                     {
                         "contender": name,
-                        **facts,
+                        "prompt": length,
+                        "batch": batch,
+                        "tokens_that_differ": wrong,
                         "prefill_ms": report.summary([1000 * first for first, _ in of]),
                         "token_ms": report.summary(further),
                         "tokens_per_second": report.summary([batch * new / whole for _, whole in of]),
@@ -113,7 +141,7 @@ def table(found: list[dict[str, Any]]) -> str:
     theirs = {
         (row["prompt"], row["batch"]): row["tokens_per_second"]["median"]
         for row in found
-        if row["contender"].startswith("transformers")
+        if row["contender"] == "transformers, GPT-2"
     }
     rows = []
     for row in found:
@@ -143,15 +171,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--new", type=int, default=64, help="tokens after the prompt")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--run", type=Path, help="a trained run; random weights without it")
+    parser.add_argument("--data", type=Path, help="the folder whose test split gives the prompts")
     arguments = parser.parse_args()
-    found = measured(arguments.precision, arguments.repeats, arguments.new)
+    run, data = arguments.run, arguments.data
+    found = measured(arguments.precision, arguments.repeats, arguments.new, run, data)
     about = report.machine("torch", "transformers")
+    of = "random weights and prompts" if run is None else f"a trained model, single sequences from {TEXTS} texts"
     text = (
-        f"Greedy, {arguments.precision}, {arguments.new} tokens; {report.described(about)}, transformers "
-        f"{about['versions']['transformers']}; median (least–most) of {arguments.repeats}. Tokens in which the two "
+        f"Greedy, {arguments.precision}, {of}, {arguments.new} tokens; {report.described(about)}, transformers "
+        f"{about['versions']['transformers']}; median (least–most). Tokens in which the two "
         f"GPT-2 differ: {differing(found)}."
     )
-    report.write("generation", {"machine": about, "arms": found}, f"{text}\n\n{table(found)}")
+    name = "generation" if run is None else "generation_trained"
+    report.write(name, {"machine": about, "arms": found}, f"{text}\n\n{table(found)}")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,9 @@ class GPT2(LanguageModel):
     def new_cache(self) -> KVCache:
         return KVCache(self.config.n_layer, self.config.context, self.config.window)
 
+    def rewind(self, cache: KVCache, length: int) -> bool:
+        return cache.rewind(length)
+
     def forward_flops_per_token(self, context: int) -> int:
         """2 · N + 4 · n_layer · n_embd · context; N: 12 n_embd² of each layer, and vocab_size · n_embd of the head.
 

@@ -34,6 +34,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dsllm.config import ModelConfig
 from dsllm.errors import ConfigError, UserError
+from dsllm.models.drafting import LookUp
 from dsllm.models.head import Head
 from dsllm.models.sampling import Sampler, window_start
 
@@ -80,6 +81,13 @@ class LanguageModel(nn.Module):
     def new_cache(self) -> Any:
         """An empty cache for up to `config.context` tokens of a batch of any size."""
         raise NotImplementedError
+
+    def rewind(self, cache: Any, length: int) -> bool:
+        """Let a cache forget all but the first `length` tokens that it has seen; false, and nothing done, if it cannot.
+
+        Generation guesses tokens ahead with caches that can.
+        """
+        return False
 
     def forward_flops_per_token(self, context: int) -> int:
         """Floating-point operations, forward, per token of a sequence of `context` tokens, the head included.
@@ -244,12 +252,14 @@ class LanguageModel(nn.Module):
         stop_token: int | None = None,
         known: int | None = None,
         use_cache: bool = True,
+        draft: bool = True,
     ) -> Tensor:
         """Continue input_ids (B, T), all of one length: (B, T + n) with n up to `max_new_tokens`.
 
         Only tokens below `known`, the tokenizer's size, are chosen: a vocabulary has rows beyond it that mean nothing.
         A row that has produced `stop_token` repeats it, and all end when each row has. Past its context the model sees
-        the newest tokens by `window_start`. `use_cache` changes the speed, not the tokens (but for rounding at ties).
+        the newest tokens by `window_start`. `use_cache` and `draft`, which checks several guessed tokens of a single
+        row at once (see `drafting`), change the speed, not the tokens: but for rounding, where two tokens are as likely.
         See `Sampler` for the choice of tokens. The model is in eval mode meanwhile. Raises `UserError` for an empty
         prompt, a token outside the vocabulary, or settings that make no sense.
         """
@@ -258,7 +268,7 @@ class LanguageModel(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            return self._continue(input_ids, max_new_tokens, sampler, stop_token, known, use_cache)
+            return self._continue(input_ids, max_new_tokens, sampler, stop_token, known, use_cache, draft)
         finally:
             self.train(was_training)
 
@@ -270,25 +280,42 @@ class LanguageModel(nn.Module):
         stop_token: int | None,
         known: int | None,
         use_cache: bool,
+        draft: bool,
     ) -> Tensor:
         stopped = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
         cache, cache_start = None, -1
         score = self.head.for_generation(max_new_tokens)
-        for _ in range(max_new_tokens):
-            start = window_start(tokens.shape[1], self.config.context)
+        drafts = draft and use_cache and len(tokens) == 1 and self.rewind(self.new_cache(), 0)
+        text = LookUp(tokens[0].tolist() if drafts else [])
+        end = tokens.shape[1] + max_new_tokens
+        while tokens.shape[1] < end:
+            length = tokens.shape[1]
+            start = window_start(length, self.config.context)
             if use_cache and start == cache_start:
                 unseen = tokens[:, -1:]
             else:
                 unseen = tokens[:, start:]
                 cache, cache_start = (self.new_cache() if use_cache else None), start
-            last = self.hidden(unseen, cache=cache)[:, -1]  # (B, E)
-            chosen = sampler(score(last)[:, :known])
-            if stop_token is not None:
-                chosen = chosen.masked_fill(stopped, stop_token)
-                stopped = chosen == stop_token
-            tokens = torch.cat((tokens, chosen[:, None]), dim=1)
-            if stop_token is not None and stopped.all():
-                break
+            room = min(end - 1, start + self.config.context) - length
+            guess = text.guess(room) if drafts else []
+            if guess:
+                unseen = torch.cat((unseen, unseen.new_tensor([guess])), dim=1)
+            states = self.hidden(unseen, cache=cache)[:, -1 - len(guess) :]  # (B, 1 + G, E), and B or 1 + G is 1
+            for place, logits in enumerate(score(states.flatten(0, 1))[:, :known].split(len(tokens))):
+                chosen = sampler(logits)
+                if stop_token is not None:
+                    chosen = chosen.masked_fill(stopped, stop_token)
+                    stopped = chosen == stop_token
+                tokens = torch.cat((tokens, chosen[:, None]), dim=1)
+                if stop_token is not None and stopped.all():
+                    return tokens
+                if drafts:
+                    text.append(int(chosen))
+                    if guess[place : place + 1] != [int(chosen)]:
+                        break  # what follows was scored after a token that did not come
+            if guess:
+                text.learn(len(guess), right=tokens.shape[1] - length - 1)
+                self.rewind(cache, tokens.shape[1] - 1 - start)
         return tokens
 
     def _check_prompt(self, input_ids: Tensor, max_new_tokens: int) -> None:

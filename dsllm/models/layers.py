@@ -60,6 +60,16 @@ class KVCache:
         """Tokens that every layer has seen."""
         return self.layers[-1].length
 
+    def rewind(self, length: int) -> bool:
+        """Forget all but the first `length` tokens; false, and nothing done, with a window: newer ones have replaced
+        what came back into sight.
+        """
+        if any(layer.window is not None for layer in self.layers):
+            return False
+        for layer in self.layers:
+            layer.length = min(length, layer.length)
+        return True
+
 
 class Attention(nn.Module):
     """Causal multi-head self-attention: each token reads from itself and the tokens before it.

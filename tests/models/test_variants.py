@@ -16,11 +16,13 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIAN
 
 
 @every_variant
-def test_the_cache_changes_no_token(progressive, ids, variant):
+def test_neither_the_cache_nor_a_draft_changes_a_token(progressive, ids, variant):
     model = progressive(**variant)
     for prompt in (1, 5, 16):
         cached = model.generate(ids[:, :prompt], 30, seed=5)
         assert model.generate(ids[:, :prompt], 30, seed=5, use_cache=False).equal(cached)
+        drafted = model.generate(ids[:1, :prompt], 30, temperature=0)
+        assert model.generate(ids[:1, :prompt], 30, temperature=0, draft=False).equal(drafted)
 
 
 @every_variant
