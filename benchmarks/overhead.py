@@ -69,7 +69,7 @@ class BesideABareLoop(BaseTrainer):
         self.seconds["bare"].append(self.begun - begun)
 
     def after_step(self, outcome: Outcome) -> None:
-        self.losses["ours"].append(float(outcome.loss))
+        self.losses["ours"].append(outcome.loss)
         self.seconds["ours"].append(time.perf_counter() - self.begun)
 
 

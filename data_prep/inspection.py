@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from dsllm.data.indexed import IndexedPair
 from dsllm.data.manifest import Manifest
+from dsllm.data.shards import open_shard
 from dsllm.errors import DataError
 from dsllm.tokenizer import tokenizer_of
 
@@ -49,7 +49,7 @@ def first_documents(folder: Path, split: str, count: int) -> Iterator[str]:
     tokenizer = tokenizer_of(folder)
     left = count
     for shard in shards:
-        pair = IndexedPair(folder / shard.name)
+        pair = open_shard(folder, shard)
         for i in range(min(left, len(pair))):
             tokens = pair.document(i)
             # A token stands for a byte at least, most for several: enough tokens for what is shown.

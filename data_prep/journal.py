@@ -12,19 +12,19 @@ the end, the manifest says complete, then the journal goes.
 """
 
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from data_prep.splits import NAMES
-from dsllm.data.files import os_errors_named, write_atomically
+from dsllm.data.files import inside, os_errors_named, write_atomically
 from dsllm.data.manifest import DEPTHS, LABELS, MANIFEST_NAME, RATES_NAME, Manifest, ShardInfo
-from dsllm.errors import DataError
+from dsllm.errors import DataError, shown
+from dsllm.json_file import parse_json
 from dsllm.tokenizer.hugging_face import CONFIG_FILE, TOKENIZER_FILE
 
 JOURNAL_NAME = "journal.json"
@@ -54,10 +54,13 @@ class Journal(BaseModel):
         if not path.exists():
             return None
         with os_errors_named(path):
-            content = path.read_bytes()
+            content = inside(folder, JOURNAL_NAME).read_bytes()
         try:
-            return cls.model_validate_json(content)
-        except ValidationError:
+            journal = cls.model_validate_json(content)
+            if journal.sets < 0 or min(journal.counts.values(), default=0) < 0:
+                raise ValueError("a negative count")
+            return journal
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(
                 f"{path}: not a journal of this version of data_prep; start over with --fresh, or take another --out"
             ) from None
@@ -66,7 +69,8 @@ class Journal(BaseModel):
     def counts(self) -> dict[str, int]:
         """Documents that were read, empty and skipped, up to the position."""
         counts = self.manifest.source["counts"]
-        assert isinstance(counts, dict)
+        if not isinstance(counts, dict) or counts.keys() != {"read", "empty", "skipped"}:
+            raise ValueError(f"{shown(counts)} are no counts of documents")
         return {name: int(str(number)) for name, number in counts.items()}
 
     def after(self, shards: list[ShardInfo], position: JsonValue, counts: dict[str, int]) -> "Journal":
@@ -106,7 +110,7 @@ def _is_record(path: Path) -> bool:
     with os_errors_named(path):
         content = path.read_bytes()
     try:
-        record = json.loads(content)
+        record = parse_json(content)
     except ValueError:
         return False
     if isinstance(record, dict):

@@ -17,6 +17,7 @@ from dsllm.errors import ConfigError
 from dsllm.growth.parts import describe_parts
 from dsllm.registry import MODELS, OPERATORS, POLICIES
 from dsllm.section import describe, section_within
+from dsllm.yaml_file import parse_yaml
 
 FRESH = "--fresh"
 LAUNCHER = "local_rank"
@@ -89,7 +90,7 @@ def named_path(text: str) -> Path:
 def yaml_value(text: str) -> Any:
     """A value in YAML, as everywhere on the command line, for argparse."""
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError:
         raise argparse.ArgumentTypeError(f"{text}: no YAML value; quote it") from None
 

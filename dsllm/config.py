@@ -15,10 +15,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, field_validator
 
-from dsllm.errors import ConfigError
+from dsllm.errors import LONGEST_VALUE, ConfigError, shortened
 from dsllm.registry import MODELS, OPERATORS, POLICIES
 from dsllm.section import Section, raise_problems, section_within, unknown_key, validate
-from dsllm.yaml_file import read_yaml
+from dsllm.yaml_file import parse_yaml, read_yaml
 
 Fraction = Field(ge=0, le=1)
 
@@ -150,6 +150,13 @@ class TrainConfig(Section):
     """AdamW: decoupled decay of matrices; vectors (norms, biases) have none."""
     grad_clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; larger ones are scaled down before the step. 0: no clipping."""
+    spike_sigma: float = Field(default=6.0, ge=0)
+    """An update is skipped if loss or gradient norm is so many standard deviations above the mean of the last
+    `spike_window` steps. 0: only if one of them is no number."""
+    spike_window: int = Field(default=128, ge=2, le=2**16)
+    """Steps that loss and gradient norm are compared with; spikes are looked for once half of them are there."""
+    max_skips: PositiveInt = 10
+    """Skipped updates in a row at which the run ends, with the numbers of the samples that it had read."""
     seed: int = Field(default=1337, ge=0, lt=2**63)
     """Of the initial weights and of the order of samples."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -166,6 +173,8 @@ class TrainConfig(Section):
     """Steps between checkpoints; the last step always writes one. 0: only then."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
+    lost_after: PositiveFloat = 30.0
+    """Seconds without a sign of life from another rank, after which every rank ends: its host or network is down."""
     activation_checkpointing: (
         Literal["none", "all"] | PositiveInt | list[NonNegativeInt] | dict[Literal["levels"], list[NonNegativeInt]]
     ) = "none"
@@ -181,6 +190,14 @@ class TrainConfig(Section):
             below = self.global_batch_size // micro * micro
             cure = f"take {below} or {below + micro}" if below else f"take {micro}"
             yield "global_batch_size", f"not a multiple of train.micro_batch_size = {micro}; {cure}"
+        # A lasting rise is the new level once 1 / (1 + sigma²) of the window lies on it.
+        rise = int(self.spike_window / (1 + self.spike_sigma**2)) + 1 if self.spike_sigma else 0
+        if self.max_skips <= rise:
+            yield (
+                "max_skips",
+                f"a lasting rise of the loss alone skips {rise} updates, by train.spike_window = {self.spike_window} "
+                f"and train.spike_sigma = {self.spike_sigma:g}; take at least {rise + 1}",
+            )
 
 
 class GrowthConfig(Section):
@@ -301,10 +318,14 @@ class RunConfig(Section):
             model = values.get("model")
             name = model.get("name", ModelConfig().name) if isinstance(model, dict) else ModelConfig().name
             try:
-                return MODELS[str(name)].Config
+                found = getattr(MODELS[str(name)], "Config", None)
             except ConfigError as error:
-                problems.append(f"model.name = {name}: {str(error).partition(': ')[2]}")
+                problems.append(f"model.name = {shortened(str(name), LONGEST_VALUE)}: {str(error).partition(': ')[2]}")
                 return None
+            if not (isinstance(found, type) and issubclass(found, ModelConfig)):
+                problems.append(f"model.name = {name}: is no model; name a subclass of LanguageModel")
+                return None
+            return found
         return None if values.get(key) is None else section_within(cls, key)
 
     def as_yaml(self) -> str:
@@ -323,6 +344,6 @@ def _assign(values: dict[str, Any], key: str, text: str, problems: list[str]) ->
             problems.append(f"{key}: {section} is no section")
             return
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = parse_yaml(text)
     except yaml.YAMLError:
         problems.append(f"{key} = {text}: not a YAML value; quote it")

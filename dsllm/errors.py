@@ -9,10 +9,37 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+LONGEST_MESSAGE = 4000
+LONGEST_VALUE = 200
 
 
 class UserError(Exception):
-    """Something the user can put right. The message names thing, value and cure; commands exit with code 2."""
+    """Something the user can put right. The message names thing, value and cure; commands exit with code 2.
+
+    One that would fill screens, as when a file of the wrong kind was given, is shortened in its midst: the thing stands
+    at the beginning and the cure at the end.
+    """
+
+    def __str__(self) -> str:
+        return shortened(super().__str__(), LONGEST_MESSAGE)
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text, or its beginning and its end in `longest` characters."""
+    if len(text) <= longest:
+        return text
+    head = longest * 3 // 4
+    return f"{text[:head]} … {text[head + 3 - longest :]}"
+
+
+def shown(value: Any) -> str:
+    """A value for a message: as Python writes it, shortened."""
+    try:
+        return shortened(repr(value), LONGEST_VALUE)
+    except (RecursionError, ValueError):  # ValueError: an integer of more digits than Python writes
+        return f"a {type(value).__name__} too deep or too long to show"
 
 
 class ConfigError(UserError):
@@ -29,6 +56,10 @@ class TooLongError(DataError):
 
 class CheckpointError(UserError):
     """A run's folder or one of its checkpoints."""
+
+
+class TrainingError(UserError):
+    """A run that does not learn any more, or that cannot write what it did."""
 
 
 class Stopped(Exception):

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
-from dsllm.errors import ConfigError
+from dsllm.errors import ConfigError, shown
 
 T = TypeVar("T")
 
@@ -43,19 +43,20 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """The thing of that name. Raises `ConfigError`, with the nearest name, if there is none."""
-        if ":" in name:
-            self._entries.setdefault(name, name)
-        if name not in self._entries:
+        entry = self._entries.get(name, name if ":" in name else None)
+        if entry is None:
             close = get_close_matches(name, self.names(), n=1)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(self.names())}"
-            raise ConfigError(f"{self.kind} {name!r}: no such {self.kind}; {hint}")
-        entry = self._entries[name]
+            raise ConfigError(f"{self.kind} {shown(name)}: no such {self.kind}; {hint}")
         if isinstance(entry, str):
             module, _, attribute = entry.partition(":")
             try:
                 entry = self._entries[name] = getattr(import_module(module), attribute)
-            except (ImportError, AttributeError, ValueError) as error:
-                raise ConfigError(f"{self.kind} {name!r}: cannot be imported ({error}); see PYTHONPATH") from error
+            # TypeError: `.mine:Mine`, which is relative to nothing.
+            except (ImportError, AttributeError, ValueError, TypeError) as error:
+                raise ConfigError(
+                    f"{self.kind} {shown(name)}: cannot be imported ({error}); see PYTHONPATH"
+                ) from error
         return entry
 
 

@@ -19,7 +19,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from dsllm.errors import ConfigError
+from dsllm.errors import LONGEST_VALUE, ConfigError, shortened, shown
+
+MOST_PROBLEMS = 50
+"""That one message says: with more it is another kind of file."""
 
 
 class Section(BaseModel):
@@ -52,7 +55,7 @@ S = TypeVar("S", bound=Section)
 def validate(section: type[S], values: Any, at: str) -> tuple[S | None, list[str]]:
     """The section made of `values`, or None and every problem as a line; `at` is the dotted place, "" for the top."""
     if not isinstance(values, Mapping):
-        return None, [f"{at} = {values!r}: a section of keys and values is needed here"]
+        return None, [f"{at} = {shown(values)}: a section of keys and values is needed here"]
     try:
         return section.model_validate(dict(values)), []
     except ValidationError as error:
@@ -73,15 +76,17 @@ def dotted(at: str, key: str) -> str:
 
 def unknown_key(at: str, key: str, known: list[str]) -> str:
     """The line for a key that does not exist, with the nearest one that does."""
-    close = get_close_matches(key, known, n=1)
+    close = get_close_matches(key[:LONGEST_VALUE], known, n=1)
     hint = f"did you mean {dotted(at, close[0])}?" if close else f"known keys: {', '.join(sorted(known))}"
-    return f"{dotted(at, key)}: no such key; {hint}"
+    return f"{dotted(at, shortened(key, LONGEST_VALUE))}: no such key; {hint}"
 
 
 def raise_problems(problems: list[str]) -> None:
     """Raise one `ConfigError` with all problems, or nothing if there are none."""
     if problems:
-        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+        count = f"{len(problems):,} problem" + ("s" if len(problems) > 1 else "")
+        if len(problems) > MOST_PROBLEMS:
+            problems = [*problems[:MOST_PROBLEMS], f"and {len(problems) - MOST_PROBLEMS:,} more"]
         raise ConfigError("\n  ".join([f"configuration: {count}", *problems]))
 
 
@@ -164,13 +169,15 @@ def _lines(section: type[Section], details: ErrorDetails, at: str) -> Iterator[s
         section, at = within, dotted(at, keys.pop(0))
     if together:
         for field, value, what in details["ctx"]["problems"]:
-            yield f"{dotted(at, field)} = {_as_given(details['input'], field, value)}: {what}"
+            given = shortened(f"{_as_given(details['input'], field, value)}", LONGEST_VALUE)
+            yield f"{dotted(at, field)} = {given}: {what}"
     elif details["type"] == "extra_forbidden":
         yield unknown_key(at, keys[0], list(section.model_fields))
     elif details["type"] == "missing":
         yield f"{dotted(at, keys[0])}: missing; {section.model_fields[keys[0]].description or 'a value is needed'}"
     elif details["type"] == "dict_type":
-        yield f"{dotted(at, '.'.join(keys))} = {details['input']!r}: keys and values are needed here, or {{}} for none"
+        place = dotted(at, ".".join(keys))
+        yield f"{place} = {shown(details['input'])}: keys and values are needed here, or {{}} for none"
     else:
         message = details["msg"].removeprefix("Value error, ")
-        yield f"{dotted(at, keys[0])} = {details['input']!r}: {message[0].lower()}{message[1:]}"
+        yield f"{dotted(at, keys[0])} = {shown(details['input'])}: {message[0].lower()}{message[1:]}"

@@ -1,6 +1,6 @@
 """The tensors of a checkpoint by name, one file each: any rank reads any part, and growing is copying files.
 
-    step_00000100/tensors.json                              names, shapes, checksums; written last
+    step_00000100/tensors.json                              names, shapes, types, checksums; written last
     step_00000100/weight/blocks.0.attention.qkv.weight.npy  fp32, (3C, C)
     step_00000100/exp_avg/… , exp_avg_sq/…                  AdamW's moments of a parameter that trains
 
@@ -9,10 +9,16 @@
 
 A file belongs to no ZeRO stage and no number of ranks. What does not change from one checkpoint to the next, a frozen
 parameter, is linked, not written again.
+
+What an index says is not trusted: its names lead nowhere but into the folder, and a file's header must be, byte for
+byte, the one that numpy writes for the type and shape in the index. So no byte of a file is beyond the checks, headers
+by `store[...]`, values by `verify`, and nothing that could run code is ever parsed.
 """
 
 import hashlib
+import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -24,13 +30,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsllm.data.files import sync_to_disk, write_atomically
-from dsllm.errors import CheckpointError
+from dsllm.data.files import inside, sync_to_disk, write_atomically
+from dsllm.errors import CheckpointError, DataError, shown
+from dsllm.json_file import parse_json
 
 Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
 KINDS: tuple[Kind, ...] = ("weight", "exp_avg", "exp_avg_sq")
 MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
 INDEX = "tensors.json"
+DTYPES = ("<f4", "<i8", "<i4", "<i2", "|i1", "<u8", "<u4", "<u2", "|u1", "|b1", "<c8", "<c16")
+"""Of parameters and buffers, as numpy writes them: floating-point numbers in fp32, others as they are."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +51,40 @@ class Entry:
     shape: tuple[int, ...]
     sha256: str
     """Of the values' bytes, so of the tensor whatever holds it."""
+    dtype: str = "<f4"
+    """Of the values; an index that an older dsllm wrote does not say it."""
+
+    @classmethod
+    def of(cls, facts: Any) -> "Entry":
+        """What `asdict` made of one. Raises `ValueError`, `KeyError` or `TypeError` if it is no such thing."""
+        entry = cls(**{**facts, "shape": tuple(facts["shape"])})
+        wrong = [
+            entry.kind not in KINDS,
+            not isinstance(entry.name, str) or not entry.name.isprintable() or "/" in entry.name,
+            not all(type(size) is int and 0 <= size < 2**63 for size in entry.shape) or len(entry.shape) > 32,
+            not isinstance(entry.sha256, str),
+            entry.dtype not in DTYPES,
+        ]
+        if any(wrong):
+            raise ValueError(f"{shown(facts)} is no tensor of a checkpoint")
+        return entry
 
     @property
     def file(self) -> str:
         return f"{self.kind}/{self.name}.npy"
+
+    @property
+    def header(self) -> bytes:
+        """What the file begins with."""
+        begin = io.BytesIO()
+        description = {"descr": self.dtype, "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(begin, description)
+        return begin.getvalue()
+
+    @property
+    def nbytes(self) -> int:
+        """Of the values."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass
@@ -64,12 +103,25 @@ class TensorStore:
         """Raises `CheckpointError` if the index is missing or damaged."""
         path = folder / INDEX
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            entries = [Entry(e["kind"], e["name"], tuple(e["shape"]), e["sha256"]) for e in facts["entries"]]
-            return cls(folder, {(e.kind, e.name): e for e in entries}, facts["aliases"], facts["steps"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            facts = parse_json(inside(folder, INDEX).read_bytes())
+            entries = {(entry.kind, entry.name): entry for entry in map(Entry.of, facts["entries"])}
+            aliases, steps = dict(facts["aliases"]), dict(facts["steps"])
+            if len(entries) < len(facts["entries"]):
+                raise ValueError("a tensor stands twice")
+            for kind, name in entries:
+                weight = entries.get(("weight", name))
+                if weight is None or weight.shape != entries[kind, name].shape:
+                    raise ValueError(f"{kind} of {shown(name)} has no weight of its shape")
+            for alias, name in aliases.items():
+                if ("weight", name) not in entries:
+                    raise ValueError(f"{shown(alias)} stands for {shown(name)}, which is no tensor of it")
+            for name, count in steps.items():
+                if type(count) is not int or not 0 <= count < 2**63:
+                    raise ValueError(f"{shown(name)} has seen {shown(count)} updates")
+            return cls(folder, entries, aliases, steps)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
             raise CheckpointError(
-                f"{path}: cannot be read ({error!r}); take an older checkpoint, or start over with --fresh"
+                f"{path}: cannot be read ({shown(error)}); take an older checkpoint, or start over with --fresh"
             ) from None
 
     @classmethod
@@ -102,14 +154,19 @@ class TensorStore:
         entry = self.entry(*key)
         if entry is None:
             raise CheckpointError(f"{self.folder}: holds no {key[0]} of {key[1]}; take a checkpoint of this model")
-        path = self.folder / entry.file
+        path, header = self.folder / entry.file, entry.header
         try:
-            values = np.load(path, mmap_mode="c", allow_pickle=False)
+            with inside(self.folder, entry.file).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if file.read(len(header)) != header or size != len(header) + entry.nbytes:
+                    raise ValueError(f"its header or its size is not that of {entry.dtype} of shape {entry.shape}")
+                return torch.from_numpy(np.memmap(file, entry.dtype, "c", len(header), entry.shape))
+        except DataError as error:
+            raise CheckpointError(str(error)) from None
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read ({error}); take an older checkpoint") from None
-        if values.shape != entry.shape:
-            raise CheckpointError(f"{path}: shape {values.shape}, {entry.shape} was written; take an older checkpoint")
-        return torch.from_numpy(values)
+            raise CheckpointError(
+                f"{path}: cannot be read ({error}); remove the folder to go on from the checkpoint before it"
+            ) from None
 
     def digest(self, names: Iterable[str] | None = None) -> str:
         """A checksum of all weights, or of those named: it names a base."""
@@ -142,7 +199,7 @@ def write_tensor(folder: Path, kind: Kind, name: str, tensor: Tensor) -> Entry:
     if tensor.is_floating_point():
         tensor = tensor.float()
     array = tensor.detach().cpu().contiguous().numpy()
-    entry = Entry(kind, name, tuple(array.shape), hashlib.sha256(_bytes(tensor)).hexdigest())
+    entry = Entry(kind, name, tuple(array.shape), hashlib.sha256(_bytes(tensor)).hexdigest(), array.dtype.str)
     path = folder / entry.file
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:

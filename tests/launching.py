@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.forked import forked
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Launches of several workers of pytest-xdist go side by side, and must not meet at DeepSpeed's one default port.
 _PORT = 29500 + 10 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -60,7 +62,7 @@ def run(command: list[Any], expect: int = 0, on_gpu: bool = False) -> str:
 
 def python(script: str, *arguments: Any, expect: int = 0) -> str:
     """Run a script of the repository in one process."""
-    return run([sys.executable, script, *arguments], expect)
+    return forked([script, *arguments], expect=expect)
 
 
 def launcher(ranks: int) -> list[Any]:
@@ -70,12 +72,15 @@ def launcher(ranks: int) -> list[Any]:
 
 def train_command(recipe: Path, run_dir: Path, ranks: int, overrides: dict[str, Any]) -> list[Any]:
     """The command that trains on `ranks` processes of this machine."""
-    options = [f"--{key}={value}" for key, value in overrides.items()]
-    script = ["launch/train.py", f"--config={recipe}", f"--run_dir={run_dir}", *options]
-    return [*launcher(ranks), *script]
+    return [*launcher(ranks), "launch/train.py", *train_options(recipe, run_dir, overrides)]
+
+
+def train_options(recipe: Path, run_dir: Path, overrides: dict[str, Any]) -> list[str]:
+    """What `launch/train.py` is told."""
+    return [f"--config={recipe}", f"--run_dir={run_dir}", *(f"--{key}={value}" for key, value in overrides.items())]
 
 
 def train(recipe: Path, run_dir: Path, ranks: int = 1, expect: int = 0, **overrides: Any) -> str:
-    """Train; `train__steps=3` stands for --train.steps=3."""
+    """Train, without a launcher; `train__steps=3` stands for --train.steps=3."""
     keys = {key.replace("__", "."): value for key, value in overrides.items()}
-    return run(train_command(recipe, run_dir, ranks, keys), expect)
+    return forked(["launch/train.py", *train_options(recipe, run_dir, keys)], ranks, expect)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from dsllm.errors import DataError
+from dsllm.errors import DataError, shown
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,24 @@ def joined(record: dict[str, object], fields: tuple[str, ...], where: str) -> Do
         if value:
             parts.append(value)
     return Document("\n\n".join(parts), where)
+
+
+def place(position: JsonValue, *keys: str) -> list[int]:
+    """The numbers of a position that a journal has kept; zeros for None, the beginning.
+
+    Raises:
+        DataError: it is no position of such a source.
+    """
+    if position is None:
+        return [0 for _ in keys]
+    found = [position.get(key) for key in keys] if isinstance(position, dict) else []
+    numbers = [number for number in found if type(number) is int and 0 <= number < 2**63]
+    if not numbers or len(numbers) < len(keys):
+        raise DataError(
+            f"journal.json: position {shown(position)} is none of this source; start over with --fresh, or take "
+            "another --out"
+        )
+    return numbers
 
 
 class MissingField(DataError):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from data_prep.sources.base import Document, Unreadable
+from data_prep.sources.base import Document, Unreadable, place
 from data_prep.sources.records import PARQUET, content_suffix, documents_of
 from dsllm.errors import DataError
 
@@ -79,9 +79,7 @@ class FileSource:
         return {"file": self._file, "record": self._record}
 
     def documents(self, position: JsonValue) -> Iterator[Document]:
-        self._file, self._record = 0, 0
-        if isinstance(position, dict):
-            self._file, self._record = int(str(position["file"])), int(str(position["record"]))
+        self._file, self._record = place(position, "file", "record")
         while self._file < len(self._files):
             file = self._files[self._file]
             flaw = None

@@ -22,7 +22,7 @@ from dsllm.data.problems import chance_of
 from dsllm.errors import ConfigError, UserError
 from dsllm.models import skeleton
 from dsllm.training.checkpoints import find_checkpoint
-from dsllm.training.monitor import read_metrics
+from dsllm.training.monitor import damaged_lines, read_metrics
 from dsllm.training.reasoning import ChainAccuracy
 from dsllm.training.sources import BEYOND
 
@@ -82,10 +82,10 @@ class Scored(_Part):
 class RunRecord(_Part):
     """One run."""
 
-    name: str = Field(pattern=r"^[^/\\]+$")
+    name: str = Field(pattern=r"^[^/\\\x00-\x1f]+$")
     """The run's folder."""
-    group: str
-    """The folder around it."""
+    group: str = Field(pattern=r"^[^/\\\x00-\x1f]*$")
+    """The folder around it; `--records` may name a file after both."""
     seed: int
     arm: dict[str, Any]
     """Its configuration but for the seed, and where it lies and is kept; with precision and ranks as they were. Runs of
@@ -127,6 +127,8 @@ class RunRecord(_Part):
     """Per token, the median."""
     inference_on: str | None = None
     """The machine of both."""
+    damaged_lines: int = 0
+    """Of metrics.jsonl, which are left out."""
     phase_losses: list[float] = []
     """By the place in the windows that models merge; see `dsllm.comparison.phases`."""
 
@@ -258,6 +260,7 @@ def _of_run(run: Path) -> RunRecord:
         asked_beyond=longer,
         validation=[Point(**spent(record), loss=record["loss"], area=record.get("area")) for record in validation],
         growth=[Growth(**spent(record), operator=record["operator"]) for record in growth],
+        damaged_lines=len(damaged_lines(run)),
         divergence={
             pair: value
             for pair, value in next((r["divergence"] for r in reversed(records) if r["kind"] == "layers"), {}).items()

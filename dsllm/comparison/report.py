@@ -169,6 +169,8 @@ def notes(arms: Sequence[Arm], speedup: bool = True) -> list[str]:
     if single:
         said.append(f"One seed only, so no spread: {', '.join(single)}.")
     runs = [run for arm in arms for run in arm.runs]
+    if damaged := sum(run.damaged_lines for run in runs):
+        said.append(f"Damaged lines in the runs' records, which are left out: {damaged:,}.")
     said.append("Trained on " + _machines(name for run in runs for name in run.trained_on or [UNRECORDED]))
     if any(run.prefill_ms is not None for run in runs):
         said.append(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsllm.errors import DataError
+from dsllm.errors import DataError, shown
 
 CHUNK_BYTES = 1 << 22
 _FULL = "free space there or write to another folder"
@@ -48,6 +48,22 @@ def os_errors_named(path: Path) -> Iterator[None]:
     except OSError as error:
         cure = CURES.get(error.errno or 0, "check the path and its permissions")
         raise DataError(f"{path}: {error.strerror or error}; {cure}") from error
+
+
+def inside(folder: Path, name: object) -> Path:
+    """The path of a file of `folder`, by the name that another file gives it: `weight/wte.weight.npy`.
+
+    Raises:
+        DataError: the name is none of a file in there, or the file is a link that leads out of the folder. (The folder
+            itself may be a link.)
+    """
+    if not isinstance(name, str) or not name.isprintable() or {"", ".", ".."} & set(name.split("/")):
+        raise DataError(f"{folder}: {shown(name)} is no name of a file in this folder; fetch or write it again")
+    path = folder / name
+    real = os.path.realpath(path)
+    if os.path.commonpath([real, top := os.path.realpath(folder)]) != top:
+        raise DataError(f"{path}: leads out of its folder, to {shown(real)}; put the file itself there")
+    return path
 
 
 def allow_open_files(count: int) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dsllm.data.files import mapped, write_stream
+from dsllm.data.files import inside, mapped, write_stream
 from dsllm.data.indexed import IndexedPair, IndexedWriter, PairSummary
 from dsllm.data.manifest import Manifest
 from dsllm.errors import DataError
@@ -183,7 +183,10 @@ def write_nanogpt(folder: Path, split: str, out: Path) -> None:
 
 def _pairs(folder: Path, split: str) -> tuple[list[IndexedPair], int]:
     manifest = Manifest.read(folder)
-    pairs = [IndexedPair(Path(folder) / shard.name) for shard in manifest.shards_of(split, folder)]
+    shards = manifest.shards_of(split, folder)
+    for name in (name for shard in shards for name in shard.files):
+        inside(Path(folder), name)
+    pairs = [IndexedPair(Path(folder) / shard.name) for shard in shards]
     for pair in pairs:
         if pair.dtype != UINT16:
             raise DataError(

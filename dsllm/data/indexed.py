@@ -268,8 +268,9 @@ class IndexedPair:
                 )
             offset = int(expected[-1] + sizes[-1] * itemsize)
         for start in range(0, len(self._document_index) - 1, INDEX_ROWS):
-            steps = np.diff(self._document_index[start : start + INDEX_ROWS + 1])
-            if steps.min() < 1:
+            begins = self._document_index[start : start + INDEX_ROWS + 1]
+            steps = np.diff(begins)
+            if steps.min() < 1 or begins.min() < 0 or begins.max() > n:  # a difference of int64 may go round
                 document = start + int(np.argmin(steps))
                 raise DataError(f"{self._idx}: document {document} holds {steps.min()} sequences; {REPREPARE}")
         self._checked = True

@@ -13,11 +13,13 @@ speeds of the preparation, belongs into `rates.json` beside it.
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from dsllm.data.files import os_errors_named, write_atomically
+from dsllm.data.files import inside, os_errors_named, write_atomically
 from dsllm.errors import DataError
+from dsllm.json_file import parse_json
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -25,6 +27,8 @@ RATES_NAME = "rates.json"
 LABELS, DEPTHS = "labels", "depths"
 """Streams that may go with the tokens: NAME.labels.bin and .idx, …"""
 SHA256 = r"^[0-9a-f]{64}$"
+NAME = r"^\w[\w.-]{0,99}$"
+"""Of what becomes a part of a file's name: it leads nowhere but into the folder."""
 
 
 class _Record(BaseModel):
@@ -61,9 +65,9 @@ class StreamInfo(_Record):
 class ShardInfo(_Record):
     """One pair of files, `name`.bin and `name`.idx."""
 
-    split: str
+    split: str = Field(pattern=NAME)
     """train, val, test, or a split of one's own."""
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=NAME)
     """File name without its suffix, in the manifest's folder."""
     tokens: int = Field(gt=0)
     """Tokens in `.bin`, end-of-text tokens included."""
@@ -72,7 +76,7 @@ class ShardInfo(_Record):
     """UTF-8 bytes of the documents' text, from which bits per byte are counted."""
     bin_sha256: str = Field(pattern=SHA256)
     idx_sha256: str = Field(pattern=SHA256)
-    parallel: dict[str, StreamInfo] = {}
+    parallel: dict[Annotated[str, Field(pattern=NAME)], StreamInfo] = {}
     """What goes with the tokens, by name: labels, depths."""
 
     @property
@@ -132,9 +136,9 @@ class Manifest(_Record):
         if not path.exists():
             raise DataError(f"{path}: missing, so this is no data folder or its preparation did not begin; {_CURE}")
         with os_errors_named(path):
-            content = path.read_bytes()
+            content = inside(Path(folder), MANIFEST_NAME).read_bytes()
         try:
-            record = json.loads(content)
+            record = parse_json(content)
         except ValueError as error:
             raise DataError(f"{path}: not JSON ({error}); {_CURE}") from None
         version = record.get("format_version") if isinstance(record, dict) else None

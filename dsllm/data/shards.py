@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dsllm.data.files import allow_open_files
+from dsllm.data.files import allow_open_files, inside
 from dsllm.data.foreign import is_llmc, read_llmc, read_nanogpt
 from dsllm.data.indexed import REPREPARE, IndexedPair, idx_path
 from dsllm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, TokenizerInfo
@@ -68,6 +68,9 @@ def open_split(path: Path, split: str, tokenizer: TokenizerInfo | None = None) -
                 f"{path}: no {MANIFEST_NAME} and no {split}.bin, {split}_*.bin or *_{split}_*.bin; "
                 "make a data folder with `python -m data_prep tokenize`"
             )
+        for file in files:
+            for name in (file.name, idx_path(file.with_suffix("")).name):
+                inside(path, name)
         allow_open_files(FILES_OF_A_PAIR * len(files))
         return Split([_open_file(file, tokenizer) for file in files], tokenizer)
     file = path if path.suffix == ".bin" else path.with_name(path.name + ".bin")
@@ -99,8 +102,10 @@ def open_shard(folder: Path, shard: ShardInfo, *, random_access: bool = False) -
     """One shard of a manifest; `random_access` as for `IndexedPair`.
 
     Raises:
-        DataError: its files are broken or of other counts than the manifest's.
+        DataError: its files are broken, links that lead out of the folder, or of other counts than the manifest's.
     """
+    for name in shard.files:
+        inside(Path(folder), name)
     pair = IndexedPair(Path(folder) / shard.name, random_access=random_access)
     for what, found, expected in (
         ("tokens", len(pair.tokens), shard.tokens),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsllm.data.files import sha256_of
+from dsllm.data.files import inside, sha256_of
 from dsllm.data.indexed import REPREPARE, IndexedPair, bin_path, idx_path
 from dsllm.data.manifest import LABELS, Manifest, ShardInfo, StreamInfo
 from dsllm.data.shards import open_shard
@@ -67,6 +67,8 @@ def verify_folder(path: Path, progress: Callable[[ShardInfo], object] = lambda s
 
 def _verify_shard(folder: Path, shard: ShardInfo, manifest: Manifest) -> None:
     prefix = folder / shard.name
+    for name in shard.files:
+        inside(folder, name)
     _verify_checksums(prefix, shard)
     pair = open_shard(folder, shard)
     pair.check_index()

@@ -25,8 +25,9 @@ from typing import Any, Literal, TypeVar
 from torch import nn
 
 from dsllm.config import LoRAConfig, ModelConfig
-from dsllm.errors import CheckpointError, ConfigError
+from dsllm.errors import CheckpointError, ConfigError, shown
 from dsllm.growth.transforms import INITIAL, Rule
+from dsllm.json_file import parse_json
 from dsllm.models import skeleton
 from dsllm.models.gpt2 import GPT2Config
 from dsllm.models.growable import GrowableConfig
@@ -125,7 +126,7 @@ class GrowthPlan:
     def from_json(cls, text: str) -> "GrowthPlan":
         """The plan that `to_json` wrote. Raises `CheckpointError` if it is damaged or was changed."""
         try:
-            facts = json.loads(text)
+            facts = parse_json(text)
             values = facts["plan"]
             tensors = {
                 name: Rule(tuple(rule["sources"]), rule["transform"], rule["arguments"])
@@ -133,11 +134,12 @@ class GrowthPlan:
             }
             plan = cls(**{**values, "tensors": tensors, "dead_at_start": tuple(values["dead_at_start"])})
             written = facts["hash"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"a growth plan cannot be read ({error!r}); grow the checkpoint again") from None
-        if plan.hash() != written:
+            found = plan.hash()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"a growth plan cannot be read ({shown(error)}); grow the checkpoint again") from None
+        if found != written:
             raise CheckpointError(
-                f"a growth plan has the hash {plan.hash()[:12]}, {str(written)[:12]} was written; "
+                f"a growth plan has the hash {found[:12]}, {str(written)[:12]} was written; "
                 f"it was changed or damaged, grow the checkpoint again"
             )
         return plan

@@ -50,6 +50,9 @@ def load_adapters(model: nn.Module, path: str | Path, base_hash: str) -> None:
             base = (file.metadata() or {}).get("base")
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             _check(path, base, base_hash, shapes, {name: tuple(p.shape) for name, p in adapters.items()})
+            for name in adapters:
+                if file.get_slice(name).get_dtype() != "F32":
+                    raise CheckpointError(f"{path}: {name} is not in fp32, as written; take the file that was written")
             for name, parameter in adapters.items():
                 parameter.copy_(file.get_tensor(name))
     except (OSError, SafetensorError) as error:

@@ -259,7 +259,7 @@ class LanguageModel(nn.Module):
         Only tokens below `known`, the tokenizer's size, are chosen: a vocabulary has rows beyond it that mean nothing.
         A row that has produced `stop_token` repeats it, and all end when each row has. Past its context the model sees
         the newest tokens by `window_start`. `use_cache` and `draft`, which checks several guessed tokens of a single
-        row at once (see `drafting`), change the speed, not the tokens: but for rounding, where two tokens are as likely.
+        row at once (see `drafting`), change the speed, not the tokens (but for rounding at ties).
         See `Sampler` for the choice of tokens. The model is in eval mode meanwhile. Raises `UserError` for an empty
         prompt, a token outside the vocabulary, or settings that make no sense.
         """

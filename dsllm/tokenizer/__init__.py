@@ -12,6 +12,6 @@ loading.py                a tokenizer by name, or the one that made a data folde
 """
 
 from dsllm.tokenizer.base import Tokenizer
-from dsllm.tokenizer.loading import load_tokenizer, tokenizer_of
+from dsllm.tokenizer.loading import load_tokenizer, tokenizer_named, tokenizer_of
 
-__all__ = ["Tokenizer", "load_tokenizer", "tokenizer_of"]
+__all__ = ["Tokenizer", "load_tokenizer", "tokenizer_named", "tokenizer_of"]

@@ -5,7 +5,6 @@ of one of the usual names is taken. The bytes of a token follow from the decoder
 character (`Ġthe` is 4), the others are measured by decoding.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +14,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer as Backend
 
 from dsllm.data.files import os_errors_named
-from dsllm.errors import DataError
+from dsllm.errors import DataError, shown
+from dsllm.json_file import parse_json
 from dsllm.tokenizer.base import REPLACEMENT, Tokenizer, concatenated, well_formed
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
@@ -36,7 +36,7 @@ class HuggingFaceTokenizer(Tokenizer):
             with os_errors_named(self.path):
                 content = self.path.read_bytes()
         try:
-            self._definition = json.loads(content)
+            self._definition = parse_json(content)
             self._backend = Backend.from_str(content.decode())
         except Exception as error:  # the backend raises plain Exception
             raise DataError(f"{path}: not a Hugging Face tokenizer.json ({error}); save it again") from None
@@ -53,14 +53,14 @@ class HuggingFaceTokenizer(Tokenizer):
         config = self.path.with_name(CONFIG_FILE)
         if config.exists():
             try:
-                token = json.loads(config.read_bytes()).get("eos_token")
+                token = parse_json(config.read_bytes()).get("eos_token")
             except (OSError, ValueError, AttributeError) as error:
                 raise DataError(f"{config}: not a tokenizer configuration ({error}); save it again") from None
             token = token.get("content") if isinstance(token, dict) else token
-            if token in vocabulary:
+            if isinstance(token, str) and token in vocabulary:
                 return vocabulary[token]
             if token is not None:
-                raise DataError(f"{config}: eos_token {token!r} is not in {self.path.name}; name one that is")
+                raise DataError(f"{config}: eos_token {shown(token)} is not in {self.path.name}; name one that is")
         for token in END_OF_TEXT:
             if token in vocabulary:
                 return vocabulary[token]

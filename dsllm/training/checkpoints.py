@@ -3,7 +3,8 @@
     RUN/checkpoints/step_00000100/
         tensors.json, weight/, exp_avg/, exp_avg_sq/      see `dsllm.store`
         config.yaml                  the configuration whose model this is
-        COMPLETE                     written last, removed first; JSON: the progress and what wrote it
+        COMPLETE                     written last, removed first; JSON: the progress, what wrote it, and the bytes and
+                                     checksums of the other files and of itself
     RUN/checkpoints/step_00000100.01/     the same step after a structural event
     RUN/checkpoints/latest           the name of the newest complete one, replaced atomically
 
@@ -12,10 +13,10 @@ writes fits one number of ranks. Here every rank writes its share of the tensors
 marker is written and `latest` moved. All hosts must see the folder.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,14 +25,13 @@ from dsllm.data.files import sync_to_disk, write_atomically
 from dsllm.data.manifest import TokenizerInfo
 from dsllm.errors import CheckpointError, UserError
 from dsllm.store import Entry, TensorStore, checksum, link_tensor, write_tensor
+from dsllm.training.marker import CONFIG, MARKER, Marker, files_in, sealed
 from dsllm.training.precision import Precision
 from dsllm.training.progress import Progress
 from dsllm.training.tensors import EngineTensors
 from dsllm.training.world import World
 
 T = TypeVar("T")
-
-MARKER = "COMPLETE"
 
 
 @dataclass(frozen=True)
@@ -73,32 +73,25 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
-        """Raises `CheckpointError` if the folder is no complete checkpoint, or a part is not as long as it was."""
-        try:
-            facts = json.loads((path / MARKER).read_text(encoding="utf-8"))
-            origin = {**facts["origin"], "tokenizer": TokenizerInfo(**facts["origin"]["tokenizer"])}
-            progress = Progress(**facts["progress"])
-            checkpoint = cls(path, progress, Origin(**origin), dict(facts["asked"]), dict(facts["state"]))
-            expected = dict(facts["files"])
-        except FileNotFoundError:
-            raise CheckpointError(f"{path}: not a complete checkpoint, its file {MARKER} is missing") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{path / MARKER}: cannot be read ({error!r}), damaged or of another version of dsllm; "
-                f"remove the folder to go on from the one before it, or start over with --fresh"
-            ) from None
-        found = _sizes(path)
-        for name, size in expected.items():
-            if found.get(name) != size:
-                raise CheckpointError(
-                    f"{path / name}: {found.get(name, 'no')} bytes, {size} were written; "
-                    f"remove the folder to go on from the checkpoint before it"
-                )
+        """Raises `CheckpointError` if the folder is no complete checkpoint, or a file of it is damaged.
+
+        Of tensors it looks at the sizes alone: their values are read and checked by whoever wants them.
+        """
+        marker = Marker.read(path)
+        checkpoint = cls(
+            path,
+            marker.part("progress", Progress),
+            marker.part("origin", Origin),
+            marker.part("asked", dict),
+            marker.part("state", dict),
+        )
+        for problem in marker.problems():
+            raise CheckpointError(f"{problem}; remove the folder to go on from the checkpoint before it")
         return checkpoint
 
     def config(self) -> RunConfig:
         """The configuration that it was written with."""
-        return RunConfig.from_file(self.path / "config.yaml")
+        return RunConfig.from_file(self.path / CONFIG)
 
     def store(self) -> TensorStore:
         """Its tensors."""
@@ -140,11 +133,41 @@ class Checkpoints:
         self.run_dir = run_dir
         self.world = world
         self.keep = keep
+        self._damaged: dict[Path, str] = {}
+        """Those that `newest` passed over, and why."""
 
     def newest(self) -> Checkpoint | None:
-        """The newest complete checkpoint as rank 0 sees it; every rank must see it too."""
+        """The newest complete checkpoint that is whole; every byte of it is read and checked, by each rank a share.
+
+        Damaged ones are passed over. Raises `CheckpointError` if there are only such, or if a rank does not see what
+        rank 0 does.
+        """
         found = self.world.from_main(lambda: complete_checkpoints(self.run_dir))
-        return self.world.together(lambda: Checkpoint.read(found[-1])) if found else None
+        for path in reversed(found):
+            try:
+                return self.world.together(partial(self._whole, path))
+            except CheckpointError as error:
+                self._damaged[path] = str(error)
+        if self._damaged:
+            newest, why = next(iter(self._damaged.items()))
+            raise CheckpointError(f"{newest.parent}: no checkpoint is whole, --fresh starts over; the newest: {why}")
+        return None
+
+    def _whole(self, path: Path) -> Checkpoint:
+        checkpoint = Checkpoint.read(path)
+        store = checkpoint.store()
+        store.verify(list(store.entries.values())[self.world.rank :: self.world.size])
+        return checkpoint
+
+    def set_damaged_aside(self) -> list[str]:
+        """On one rank: rename what `newest` passed over, so that it counts as none any more; says what and why."""
+        told = []
+        for path, why in self._damaged.items():
+            aside = path.with_name(f"damaged.{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)  # the same step's of an earlier start
+            path.rename(aside)
+            told.append(f"{path.name}, now {aside.name} ({why})")
+        return told
 
     def save(self, tensors: EngineTensors, snapshot: Snapshot, base: TensorStore | None) -> Path:
         """Write a complete checkpoint, move `latest` to it and remove those beyond the newest `keep`.
@@ -191,15 +214,15 @@ def complete(store: TensorStore, snapshot: Snapshot) -> None:
     """Make a complete checkpoint of the folder of a store whose tensors are written, and let `latest` name it."""
     path = store.folder
     store.finish()
-    write_atomically(path / "config.yaml", snapshot.config.as_yaml().encode())
+    write_atomically(path / CONFIG, snapshot.config.as_yaml().encode())
     facts = {
         "progress": asdict(snapshot.progress),
         "origin": {**asdict(snapshot.origin), "tokenizer": snapshot.origin.tokenizer.model_dump()},
         "asked": snapshot.asked,
         "state": snapshot.state,
-        "files": _sizes(path),
+        **files_in(path),
     }
-    write_atomically(path / MARKER, json.dumps(facts, indent=2).encode())
+    write_atomically(path / MARKER, sealed(facts))
     write_atomically(path.parent / "latest", f"{path.name}\n".encode())
 
 
@@ -256,12 +279,6 @@ def _unwritable_is_said(path: Path, action: Callable[[], T]) -> T:
             f"{path}: cannot be written ({reason}); free disk space or take another run_dir. "
             f"The same command goes on from the checkpoint before it"
         ) from None
-
-
-def _sizes(path: Path) -> dict[str, int]:
-    """Bytes of each part of a checkpoint."""
-    files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != MARKER)
-    return {str(file.relative_to(path)): file.stat().st_size for file in files}
 
 
 def _remove(path: Path) -> None:

@@ -13,7 +13,9 @@ from typing import NoReturn
 from dsllm.command_line import parse
 from dsllm.config import RunConfig
 from dsllm.errors import Reinitialise, Stopped
+from dsllm.training.heartbeat import Heartbeat
 from dsllm.training.hostfile import check_launcher
+from dsllm.training.orphan import OrphanWatch
 from dsllm.training.progressive import ProgressiveTrainer
 from dsllm.training.restart import restart
 from dsllm.training.trainer import BaseTrainer
@@ -36,7 +38,7 @@ def run(trainer: Callable[[RunConfig, World, bool], BaseTrainer], argv: Sequence
     """Train as the command line says, and end the process; `trainer` is a class of trainers, or what makes one.
 
     Exit codes: 2 after one message for what the user can put right; 143 or 130 when a signal stopped the run, after a
-    complete checkpoint. Errors that nobody foresaw are raised.
+    complete checkpoint; 75 when another rank was lost. Errors that nobody foresaw are raised.
     """
     try:
         with one_voice():
@@ -53,7 +55,7 @@ def _train(trainer: Callable[[RunConfig, World, bool], BaseTrainer], argv: Seque
     arguments = parse(argv, usage)
     check_launcher()
     try:
-        with joined() as world:
+        with OrphanWatch(), joined() as world, Heartbeat(world, arguments.config.train.lost_after):
             trainer(arguments.config, world, arguments.fresh).train()
     except Reinitialise:
         restart()

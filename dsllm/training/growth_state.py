@@ -10,6 +10,7 @@ RUN/growth/step_00000100.01/receipt.json   what was verified; an event without o
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +22,15 @@ import psutil
 
 from dsllm.config import GrowthConfig
 from dsllm.data.files import os_errors_named, write_atomically
-from dsllm.errors import CheckpointError
+from dsllm.errors import CheckpointError, shown
 from dsllm.growth.decisions import OperatorChoice, Phase, Point
 from dsllm.growth.phases import Action, GrowNow, MergeNow, RaceNow
 from dsllm.growth.plan import GrowthPlan
+from dsllm.json_file import parse_json
 from dsllm.training.ledger import Ledger
 
 FOLDER = "growth"
+CHECKPOINT = re.compile(r"step_[0-9]{8,20}(\.[0-9]{2,9})?")
 ACTIONS: dict[str, type[Action]] = {kind.__name__: kind for kind in (MergeNow, GrowNow, RaceNow)}
 
 
@@ -71,6 +74,10 @@ class GrowthState:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GrowthState":
         race = None if values["race"] is None else Race(**values["race"])
+        if race is not None and not is_checkpoint_name(race.origin):
+            raise CheckpointError(
+                f"a race from {shown(race.origin)}, which is no name of a checkpoint; remove the newest checkpoint"
+            )
         history = [Point(**point) for point in values["history"]]
         return cls(**{**values, "race": race, "history": history, "ledger": Ledger.from_dict(values["ledger"])})
 
@@ -113,7 +120,14 @@ class Event:
             return None
         path = run_dir / FOLDER / name / "event.json"
         with cannot_be_read(path, name):
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            event = cls(**parse_json(path.read_bytes()))
+            if event.name != name:
+                raise ValueError(f"it is of {shown(event.name)}")
+            if not is_checkpoint_name(event.source):
+                raise ValueError(f"{shown(event.source)} is no name of a checkpoint")
+            if not (isinstance(event.started, float) and isinstance(event.seconds, dict)):
+                raise ValueError("its times are none")
+            return event
 
     def plan(self, run_dir: Path) -> GrowthPlan:
         path = self.folder(run_dir) / "plan.json"
@@ -121,12 +135,17 @@ class Event:
             return GrowthPlan.from_json(path.read_text(encoding="utf-8"))
 
 
+def is_checkpoint_name(name: object) -> bool:
+    """Whether a file may name a checkpoint so: then the name leads nowhere but into the run's folder."""
+    return isinstance(name, str) and CHECKPOINT.fullmatch(name) is not None
+
+
 @contextmanager
 def cannot_be_read(path: Path, checkpoint: str) -> Iterator[None]:
     """Within it what makes a file of the event behind `checkpoint` unreadable becomes a `CheckpointError`."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}); remove the checkpoint {checkpoint} to repeat the event that made it"
         ) from None
@@ -166,9 +185,9 @@ class Decisions:
 
     def _read(self) -> dict[str, Action]:
         known: dict[str, Action] = {}
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
+        for line in self.path.read_bytes().split(b"\n") if self.path.exists() else []:
             try:
-                facts = json.loads(line)
+                facts = parse_json(line)
                 if facts["growth"] == self._growth:
                     known[facts["checkpoint"]] = ACTIONS[facts["action"]](**facts["values"])
             except (ValueError, KeyError, TypeError):  # damaged: decided anew

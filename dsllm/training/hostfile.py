@@ -16,10 +16,11 @@ from pathlib import Path
 
 import psutil
 
-from dsllm.errors import UserError
+from dsllm.errors import UserError, shown
 from dsllm.training.backend import import_deepspeed
 
-_LINE = re.compile(r"(\S+)\s+slots=(\d+)(\s.*)?")
+# A name is handed to ssh: one that began with a dash would be an option, and ssh has some that run a command.
+_LINE = re.compile(r"([\w\[][\w.:@%\[\]-]*)\s+slots=(\d{1,6})(\s.*)?", re.ASCII)
 _LAUNCHERS = ("deepspeed", "deepspeed.pt", "ds", "deepspeed.launcher.runner")
 
 
@@ -44,7 +45,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
             continue
         match = _LINE.fullmatch(line)
         if match is None:
-            problems.append(f"line {number} is {line!r}, write it as `HOST slots=8`")
+            problems.append(f"line {number} is {shown(line)}, write it as `HOST slots=8`")
         elif int(match[2]) == 0:
             problems.append(f"line {number} gives {match[1]} slots=0, take the line out or give it at least one")
         elif match[1] in hosts:

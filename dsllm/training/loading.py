@@ -8,7 +8,7 @@ from dsllm.models import skeleton
 from dsllm.models.language_model import LanguageModel
 from dsllm.models.lora import is_adapter
 from dsllm.store import TensorStore
-from dsllm.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
+from dsllm.tokenizer import Tokenizer, tokenizer_named, tokenizer_of
 from dsllm.training.checkpoints import Checkpoint, find_checkpoint
 from dsllm.training.run_folder import check_same_tokenizer
 from dsllm.training.tensors import check_fits, materialise, stored_values
@@ -17,11 +17,13 @@ from dsllm.training.tensors import check_fits, materialise, stored_values
 def load_model(path: str | Path) -> LanguageModel:
     """The model of a checkpoint, or of the newest complete one of a run, in fp32 on the CPU and in eval mode.
 
-    Raises `CheckpointError` if there is none, or if its tensors do not fit its configuration.
+    Raises `CheckpointError` if there is none, if a weight is not the one that was written, or if its tensors do not
+    fit its configuration.
     """
     checkpoint = find_checkpoint(Path(path))
-    model = skeleton(checkpoint.config().model)
-    materialise(model, stored_values(checkpoint.store(), model))
+    model, store = skeleton(checkpoint.config().model), checkpoint.store()
+    store.verify(entry for entry in store.entries.values() if entry.kind == "weight")
+    materialise(model, stored_values(store, model))
     model.set_step(checkpoint.progress.step)
     return model.eval()
 
@@ -53,6 +55,6 @@ def load_tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     Raises `UserError` if neither gives it, or if the data folder now holds other tokens.
     """
     data = Path(checkpoint.config().data.paths[0])
-    tokenizer = tokenizer_of(data) if data.exists() else load_tokenizer(checkpoint.origin.tokenizer.name)
+    tokenizer = tokenizer_of(data) if data.exists() else tokenizer_named(checkpoint.origin.tokenizer.name)
     check_same_tokenizer(checkpoint, tokenizer.info)
     return tokenizer

@@ -10,7 +10,9 @@ Resuming at step 100 first drops what an earlier start recorded after it, so tha
 import json
 import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from dsllm.config import MonitorConfig
+from dsllm.data.files import os_errors_named
+from dsllm.errors import TrainingError
+from dsllm.json_file import parse_json
 from dsllm.training.chain_curve import picture
 from dsllm.training.evaluation import Evaluation
 from dsllm.training.progress import Progress
@@ -27,23 +32,77 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """A run's records in order; a line that a kill cut short is left out."""
-    records = []
+    """A run's records in order, without a last line that a kill cut short and without `damaged_lines`."""
+    return [record for record in map(_record, _lines(run_dir)) if record is not None]
+
+
+def damaged_lines(run_dir: Path) -> list[int]:
+    """The numbers, from 1, of the lines of a run's records that are none; a last one that a kill cut short is not."""
+    numbered = list(enumerate(_lines(run_dir), start=1))
+    return [
+        number
+        for number, line in numbered
+        if _record(line) is None and (line.endswith(b"\n") or number < len(numbered))
+    ]
+
+
+def _lines(run_dir: Path) -> Iterator[bytes]:
     path = run_dir / METRICS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+    if path.exists():
+        with os_errors_named(path), path.open("rb") as file:
+            yield from file
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What a line says, or None if it is no record as `Monitor` writes them: then something else has changed it."""
+    try:
+        record = parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("kind"), str):
+        return None
+    needed = {"eval": ("split",), "growth": ("checkpoint", "plan")}.get(record["kind"], ())
+    return record if all(isinstance(record.get(key), str) for key in needed) else None
+
+
+@contextmanager
+def _unwritable_is_said(run_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{run_dir}: its records cannot be written ({error.strerror or error}); free disk space, or make it "
+            f"writable. The same command goes on from the newest checkpoint"
+        ) from None
+
+
+def _date_back(folder: Path) -> None:
+    """Give files of events that were written after now, the clock having been set back, earlier times in their names.
+
+    TensorBoard reads files by name, events.out.tfevents.TIME.…: a later start must have the last.
+    """
+    files = sorted(folder.glob("events.out.tfevents.*"))
+    now = int(time.time())
+    if files and files[-1].name.split(".")[3] >= f"{now:010d}":
+        for ago, file in enumerate(reversed(files), start=1):
+            words = file.name.split(".")
+            file.rename(file.with_name(".".join([*words[:3], f"{now - ago:010d}", *words[4:]])))
 
 
 class Monitor:
-    """Writes the records of a run from step `progress.step` on; made on rank 0 alone."""
+    """Writes the records of a run from step `progress.step` on; made on rank 0 alone.
+
+    Each method raises `TrainingError` if it cannot: a run whose records are lost is no run.
+    """
 
     def __init__(self, run_dir: Path, config: MonitorConfig, progress: Progress, steps: int):
         self.run_dir = run_dir
         self.steps = steps
+        with _unwritable_is_said(run_dir):
+            self._open(config, progress)
+
+    def _open(self, config: MonitorConfig, progress: Progress) -> None:
+        run_dir = self.run_dir
         kept = [record for record in read_metrics(run_dir) if record["step"] <= progress.step]
         if progress.step == 0:  # nothing of the earlier start is left that could remember its evaluation
             kept = [record for record in kept if record["kind"] == "event"]
@@ -56,7 +115,9 @@ class Monitor:
         self._boards: dict[str, SummaryWriter] = {}
         if config.tensorboard:
             for axis, now in (("step", progress.step), ("tokens", progress.tokens)):
-                self._boards[axis] = SummaryWriter(str(run_dir / "tensorboard" / f"by_{axis}"), purge_step=now + 1)
+                folder = run_dir / "tensorboard" / f"by_{axis}"
+                _date_back(folder)
+                self._boards[axis] = SummaryWriter(str(folder), purge_step=now + 1)
 
     def begin(self, progress: Progress, resumed: bool, facts: dict[str, Any]) -> None:
         """Record a start or a resumption and say what begins, what changed and what was passed over."""
@@ -67,7 +128,7 @@ class Monitor:
             f"  {facts['parameters']:,} parameters, ranks: {facts['world_size']}, ZeRO {facts['zero_stage']}, "
             f"{facts['precision']}, {facts['tokens_per_step']:,} tokens a step"
         )
-        for label in ("note", "changed", "set_aside", "incomplete"):
+        for label in ("note", "changed", "set_aside", "damaged", "incomplete"):
             if facts[label]:
                 text = "; ".join(facts[label]) if isinstance(facts[label], list) else facts[label]
                 print(f"  {label.replace('_', ' ')}: {text}")
@@ -125,8 +186,9 @@ class Monitor:
     def record(self, kind: str, progress: Progress, values: dict[str, Any]) -> None:
         """Append a record of this step; JSON knows no NaN, a number that is not finite is null."""
         line = {"kind": kind, "step": progress.step, "tokens": progress.tokens, **values}
-        self._file.write(json.dumps(_finite(line), allow_nan=False, default=str) + "\n")
-        self._file.flush()
+        with _unwritable_is_said(self.run_dir):
+            self._file.write(json.dumps(_finite(line), allow_nan=False, default=str) + "\n")
+            self._file.flush()
 
     def growth(self, progress: Progress, receipt: dict[str, Any], words: str) -> None:
         """Record a structural event once; for TensorBoard its receipt and a marker at its step."""
@@ -139,28 +201,32 @@ class Monitor:
 
     def scalars(self, group: str, progress: Progress, values: Mapping[str, float | None]) -> None:
         """Points of this step for TensorBoard, each in the curve `group/name`; None is left out."""
-        for axis, board in self._boards.items():
-            for name, value in values.items():
-                if value is not None:
-                    board.add_scalar(f"{group}/{name}", value, getattr(progress, axis))
-            board.flush()
+        with _unwritable_is_said(self.run_dir):
+            for axis, board in self._boards.items():
+                for name, value in values.items():
+                    if value is not None:
+                        board.add_scalar(f"{group}/{name}", value, getattr(progress, axis))
+                board.flush()
 
     def image(self, name: str, progress: Progress, pixels: np.ndarray) -> None:
         """A picture of this step for TensorBoard: (H, W, 3) uint8."""
-        for axis, board in self._boards.items():
-            board.add_image(name, pixels, getattr(progress, axis), dataformats="HWC")
-            board.flush()
+        with _unwritable_is_said(self.run_dir):
+            for axis, board in self._boards.items():
+                board.add_image(name, pixels, getattr(progress, axis), dataformats="HWC")
+                board.flush()
 
     def text(self, name: str, progress: Progress, markdown: str) -> None:
         """A text of this step for TensorBoard."""
-        for axis, board in self._boards.items():
-            board.add_text(name, markdown, getattr(progress, axis))
-            board.flush()
+        with _unwritable_is_said(self.run_dir):
+            for axis, board in self._boards.items():
+                board.add_text(name, markdown, getattr(progress, axis))
+                board.flush()
 
     def close(self) -> None:
-        self._file.close()
-        for board in self._boards.values():
-            board.close()
+        with _unwritable_is_said(self.run_dir):
+            self._file.close()
+            for board in self._boards.values():
+                board.close()
 
     @staticmethod
     def _replace(path: Path, records: list[dict[str, Any]]) -> None:

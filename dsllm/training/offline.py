@@ -149,7 +149,9 @@ def grow(checkpoint: Checkpoint, plan: GrowthPlan, out: Path, probe_samples: int
         monitor = Monitor(folder, config.monitor, checkpoint.progress, config.train.steps)
         monitor.growth(checkpoint.progress, {"checkpoint": path.name, **receipt.record()}, receipt.words())
         monitor.close()
-        state = checkpoint.state if config.growth is None else {**checkpoint.state, "trainer": {}}
+        state = {**checkpoint.state, "guard": {}}
+        if config.growth is not None:
+            state["trainer"] = {}
         asked = growing.model.config.model_dump(mode="json")
         complete(store, Snapshot(checkpoint.progress, checkpoint.origin, grown_config, asked, state))
     return receipt

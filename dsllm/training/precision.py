@@ -6,12 +6,25 @@ from typing import Literal
 
 import torch
 
+from dsllm.training.world import World
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 WORTH_IT = 1.2
 """How much faster bf16 must be on a CPU: what it rounds away, and what casting costs, is not given up for less."""
+
+
+def resolved_precision(
+    asked: Literal["auto", "fp32", "bf16", "fp16"], saved: Precision | None, world: World
+) -> Precision:
+    """What to train in: as asked, or with auto as the checkpoint did, or else what rank 0 finds to be fastest."""
+    if asked != "auto":
+        return asked
+    if saved is not None:
+        return saved
+    return world.from_main(lambda: fastest_precision(world.device))
 
 
 def fastest_precision(device: torch.device, seconds: Callable[[torch.dtype], float] | None = None) -> Precision:

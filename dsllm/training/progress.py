@@ -16,7 +16,7 @@ class Progress:
     flops: float = 0.0
     """Training FLOPs by the model's formula, recomputation not counted."""
     skipped: int = 0
-    """Steps whose update was skipped because a gradient was not finite."""
+    """Steps whose update was skipped; see `guard`."""
 
     def advance(self, *, samples: int, tokens: int, flops: float, applied: bool) -> None:
         """Count one optimizer step."""

@@ -11,15 +11,15 @@ import torch
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one optimizer step came to, on this rank."""
+    """What one optimizer step came to, on every rank alike but for the times."""
 
-    loss: torch.Tensor
-    """Mean over the rank's micro-batches, nats per token; a scalar on the device."""
-    grad_norm: torch.Tensor | float | None
-    """Global norm of the gradients before clipping."""
+    loss: float
+    """Mean over the global batch, nats per token."""
+    grad_norm: float
+    """Global norm of the gradients before clipping; infinite if one is no number."""
     lr: float
-    applied: bool
-    """False if the update was skipped, a gradient not being finite."""
+    skipped: str | None
+    """Why the weights were not updated; None if they were."""
     begun: float
     """`time.perf_counter` before the batch was asked for."""
     data_wait_seconds: float
@@ -28,8 +28,8 @@ class Outcome:
 class Rates:
     """Collects outcomes between two records.
 
-    An accelerator works behind the program's back: the seconds of single steps mean little there, those of many steps
-    do, once the loss of the last has been read.
+    An accelerator works behind the program's back: a step's update may still be under way when the next one begins. So
+    the seconds of single steps mean little there, those of many do.
     """
 
     def __init__(self, tokens_per_step: int):
@@ -41,9 +41,9 @@ class Rates:
         self._seconds += time.perf_counter() - outcome.begun
         self._waited += outcome.data_wait_seconds
 
-    def take(self, synchronised_seconds: float) -> dict[str, float | None]:
-        """The rates since the last call; `synchronised_seconds` were spent on reading the last loss."""
-        seconds = (self._seconds + synchronised_seconds) / self._steps
+    def take(self) -> dict[str, float | None]:
+        """The rates since the last call."""
+        seconds = self._seconds / self._steps
         rates: dict[str, float | None] = {
             "tokens_per_second": self.tokens_per_step / seconds,
             "step_seconds": seconds,

@@ -24,6 +24,7 @@ from dsllm.data.files import write_atomically
 from dsllm.errors import CheckpointError
 from dsllm.growth.grow import Growing, Target
 from dsllm.growth.plan import GrowthPlan
+from dsllm.json_file import parse_json
 from dsllm.store import Kind, TensorStore, checksum
 from dsllm.training.probe import Difference, Probe
 from dsllm.training.tensors import EngineTensors
@@ -95,7 +96,7 @@ class Receipt:
         """The receipt that `write` wrote, if it did."""
         if not path.exists():
             return None
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = parse_json(path.read_bytes())
         return cls(**{**facts, "difference": Difference(**facts["difference"])})
 
     def record(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dsllm.config import RunConfig
@@ -116,6 +117,12 @@ class Batches:
     def again(self, consumed_samples: int) -> Batch:
         """A batch that was there before; of a curriculum, one with the chains of now."""
         return self._ahead.loader.batch(consumed_samples)
+
+    def numbers(self, consumed_samples: int) -> list[int]:
+        """The numbers, in the training split, of the samples of the whole global batch that follows so many."""
+        loader = self._ahead.loader
+        places = np.arange(consumed_samples, consumed_samples + loader.global_batch_size)
+        return [int(index) for index in loader.source.indices_at(places, seed=loader.seed)]
 
     def close(self) -> None:
         """Ends reading ahead."""

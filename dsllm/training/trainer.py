@@ -21,27 +21,37 @@ import torch
 from dsllm.config import ModelConfig, RunConfig
 from dsllm.data.batches import Batch, evaluation_batches
 from dsllm.data.dataset import SampleSource
-from dsllm.errors import CheckpointError, Stopped
+from dsllm.errors import CheckpointError, Stopped, TrainingError
 from dsllm.machine import machine_name
 from dsllm.models import skeleton
 from dsllm.models.language_model import LanguageModel
 from dsllm.store import TensorStore
+from dsllm.training.agreement import check_agreement, facts_of
 from dsllm.training.checkpoints import Checkpoint, Checkpoints, Origin, Snapshot, incomplete_checkpoints
 from dsllm.training.compiling import check_compiler
 from dsllm.training.ds_config import complete_ds_config
-from dsllm.training.engine import build_engine, scaler_state, set_lr, set_scaler, take_step
+from dsllm.training.engine import (
+    ask_before_updates,
+    build_engine,
+    scaler_state,
+    set_lr,
+    set_scaler,
+    take_step,
+    with_weights,
+)
 from dsllm.training.evaluation import Evaluation, evaluate
+from dsllm.training.guard import Guard
 from dsllm.training.leak import LeakAlarm
 from dsllm.training.lock import RunLock
 from dsllm.training.monitor import Monitor
-from dsllm.training.precision import Precision, fastest_precision
+from dsllm.training.precision import resolved_precision
 from dsllm.training.progress import Progress
 from dsllm.training.rates import Outcome, Rates
 from dsllm.training.run_folder import check_resumable, clear_for, write_config
 from dsllm.training.schedule import Schedule
 from dsllm.training.signals import StopSignals
 from dsllm.training.sources import BEYOND, Batches, MicroBatch, open_splits, resolve_vocabulary, sample_order
-from dsllm.training.tensors import EngineTensors, groups_by_age, initial_values, materialise, stored_values
+from dsllm.training.tensors import EngineTensors
 from dsllm.training.world import World
 
 
@@ -62,11 +72,13 @@ class BaseTrainer:
         self.config, self.tokenizer = world.together(lambda: resolve_vocabulary(config))
         train = self.config.train
         self.run_dir = Path(config.run_dir)
+        check_agreement(world, facts_of(config, self.tokenizer))
         self.splits = world.together(lambda: open_splits(self.config))
         self.loader = world.together(lambda: Batches(self.config, self.splits["train"], world.rank, world.size))
         self.checkpoints = Checkpoints(self.run_dir, world, train.keep_checkpoints)
         checkpoint = None if fresh else self.checkpoints.newest()
-        precision = self._precision(checkpoint)
+        saved = None if checkpoint is None else checkpoint.origin.precision
+        precision = resolved_precision(train.precision, saved, world)
         ds_config = world.together(lambda: complete_ds_config(train, world.size, precision, world.device.type))
         self.origin = Origin(
             world_size=world.size,
@@ -88,6 +100,7 @@ class BaseTrainer:
             self.model.compile_parts()
         # The folder is touched only when all that a user can get wrong has been checked.
         self.lock = RunLock(self.run_dir, world)
+        self._damaged = world.from_main(self.checkpoints.set_damaged_aside)
         aside = world.from_main(lambda: clear_for(self.config, fresh)) if checkpoint is None else None
         self.progress = Progress() if checkpoint is None else checkpoint.progress
         self.tokens_per_step = train.global_batch_size * self.config.model.context
@@ -97,12 +110,15 @@ class BaseTrainer:
         self.trainable_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.flops_per_token = self.model.flops_per_token(self.config.model.context)
         self.base = None if checkpoint is None else world.together(checkpoint.store)
-        groups = self._materialise(ds_config, self.parameter_groups())
+        groups = with_weights(self.model, self.base, train.seed, self.parameter_groups(), ds_config, world)
         self.engine = build_engine(self.model, groups, train, ds_config, world)
         self.tensors = EngineTensors(self.engine, self.model)
+        self.guard = Guard(train, scaled=bool(scaler_state(self.engine)))
+        ask_before_updates(self.engine, self.guard.allows)
         if checkpoint is not None and self.base is not None:
             self.tensors.restore(self.base)
             set_scaler(self.engine, checkpoint.state["scaler"])
+            self.guard.load_state(**checkpoint.state.get("guard", {}))  # a model that has just grown brings none
             self.load_state(checkpoint.state["trainer"])
         self.alarm = LeakAlarm(self.parameters, self.model.vocab_size, world.device, self.config.data.mask_documents)
         self.signals = StopSignals(world)
@@ -210,23 +226,25 @@ class BaseTrainer:
         self.model.set_step(self.progress.step + 1)
         self.engine.train()
         total = torch.zeros((), device=self.world.device)
-        grad_norm, applied = None, True
+        count, updated = len(batch.tokens), True
         for index, micro in enumerate(self._micro_batches(batch)):
             if self.signals.agreed():
                 return None
             loss = self.loss(micro) * (1.0 if batch.weights is None else float(batch.weights[index]))
             self.engine.backward(loss)
             total += loss.detach()
-            if index == len(batch.tokens) - 1:
+            if index == count - 1:
                 self.before_update()
-            grad_norm, applied = take_step(self.engine, self.config.train.grad_clip)
+                self.guard.begin(float(self.world.total(total.double().cpu())) / count / self.world.size)
+            updated = take_step(self.engine, self.config.train.grad_clip, self.guard.allows)
+        skipped = self.guard.end(updated)
         self.progress.advance(
             samples=self.config.train.global_batch_size,
             tokens=self.tokens_per_step,
             flops=self.tokens_per_step * self.flops_per_token,
-            applied=applied,
+            applied=updated,
         )
-        return Outcome(total / len(batch.tokens), grad_norm, lr, applied, begun, waited)
+        return Outcome(self.guard.loss, self.guard.norm, lr, skipped, begun, waited)
 
     def evaluate(self, split: str, samples: int | None) -> None:
         """Record the loss on evenly spaced samples of a split, all if None, unless this step's stands in the records.
@@ -275,33 +293,10 @@ class BaseTrainer:
             origin=self.origin,
             config=self.config.model_copy(update={"model": self.model_config}),
             asked=self.config.model.model_dump(mode="json"),
-            state={"trainer": self.state(), "scaler": scaler_state(self.engine)},
+            state={"trainer": self.state(), "scaler": scaler_state(self.engine), "guard": self.guard.state()},
         )
 
     # The parts.
-
-    def _materialise(self, ds_config: dict[str, Any], groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Give the model its weights: those of the checkpoint, or initial ones.
-
-        The optimizer's groups are chosen before, for at ZeRO-3 a parameter has no shape afterwards, and given anew.
-        """
-        base = self.base
-        if base is None:
-            values = initial_values(self.model, self.config.train.seed)
-        else:
-            self.world.together(lambda: base.verify(list(base.entries.values())[self.world.rank :: self.world.size]))
-            values = self.world.together(lambda: stored_values(base, self.model))
-            groups = groups_by_age(groups, self.model, base.steps)
-        made = materialise(self.model, values, ds_config, only_missing=base is None)
-        return [{**group, "params": [made[parameter] for parameter in group["params"]]} for group in groups]
-
-    def _precision(self, checkpoint: Checkpoint | None) -> Precision:
-        asked = self.config.train.precision
-        if asked != "auto":
-            return asked
-        if checkpoint is not None:
-            return checkpoint.origin.precision
-        return self.world.from_main(lambda: fastest_precision(self.world.device))
 
     def _begin(self, resumed: bool, aside: Path | None) -> Monitor | None:
         """Open the run's records, on rank 0, and say what begins here."""
@@ -321,6 +316,7 @@ class BaseTrainer:
             "note": list(self.config.model.remarks()),
             "changed": changed,
             "set_aside": aside,
+            "damaged": self._damaged,
             "incomplete": [path.name for path in incomplete_checkpoints(self.run_dir)],
         }
         monitor.begin(self.progress, resumed, facts)
@@ -330,18 +326,24 @@ class BaseTrainer:
         return (MicroBatch.of(batch, index, self.world.device) for index in range(len(batch.tokens)))
 
     def _record(self, outcome: Outcome) -> None:
-        """Record the first step and every `monitor.log_every`-th; a skipped update always."""
+        """Record the first step and every `monitor.log_every`-th; a skipped update always, and many of them end it."""
         self.rates.add(outcome)
-        if not outcome.applied and self.monitor is not None:
-            self.monitor.event(self.progress, "skipped step", loss=float(outcome.loss))
-        if self.progress.step != 1 and not self._due(self.config.monitor.log_every):
-            return
-        begun = time.perf_counter()
-        loss = self.world.total(outcome.loss.double().cpu()) / self.world.size
-        rates = self.rates.take(time.perf_counter() - begun)
+        if outcome.skipped is not None:
+            self._skipped(outcome)
+        if (self.progress.step == 1 or self._due(self.config.monitor.log_every)) and self.monitor is not None:
+            values = {"loss": outcome.loss, "lr": outcome.lr, "grad_norm": outcome.grad_norm}
+            self.monitor.train(self.progress, {**values, **self.rates.take()})
+
+    def _skipped(self, outcome: Outcome) -> None:
+        """Tell of a skipped update; raises `TrainingError` if it is the last of too many in a row."""
+        samples = self.loader.numbers(self.progress.consumed_samples - self.config.train.global_batch_size)
         if self.monitor is not None:
-            norm = None if outcome.grad_norm is None else float(outcome.grad_norm)
-            self.monitor.train(self.progress, {"loss": float(loss), "lr": outcome.lr, "grad_norm": norm, **rates})
+            facts = {"reason": outcome.skipped, "loss": outcome.loss, "grad_norm": outcome.grad_norm}
+            self.monitor.event(self.progress, "skipped step", **facts, samples=samples)
+            print(f"step {self.progress.step}: update skipped, {outcome.skipped}", flush=True)
+        words = self.guard.exhausted(self.progress.step, samples)
+        if words:
+            raise TrainingError(f"{self.run_dir}: {words}")
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.progress.step % every == 0

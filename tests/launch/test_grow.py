@@ -9,7 +9,8 @@ import pytest
 
 from dsllm.training.checkpoints import complete_checkpoints, find_checkpoint
 from dsllm.training.monitor import read_metrics
-from tests.launching import REPOSITORY, launcher, python, run, start
+from tests.forked import forked
+from tests.launching import REPOSITORY, python, start
 
 
 def losses(run_dir: Path, kind: str) -> dict[int, float]:
@@ -44,7 +45,7 @@ def test_a_grown_run_of_the_plain_gpt2_trains_on_with_two_ranks_at_zero_2(wish, 
     out = tmp_path / "deep"
     python("launch/grow.py", trained_run, "--out", out, *wish)
     keys = ["--train.steps", 16, "--train.ds_config", "ds_configs/zero2.json"]
-    told = run([*launcher(2), "launch/train.py", "--config", out / "config.yaml", *keys])
+    told = forked(["launch/train.py", "--config", out / "config.yaml", *keys], ranks=2)
     assert "resumes at step 8 of 16" in told
     assert complete_checkpoints(out)[-1].name == "step_00000016"
     (record,) = [r for r in read_metrics(out) if r["kind"] == "growth"]

@@ -92,6 +92,11 @@ class Namespace:
                 continue
         return found
 
+    @property
+    def ended(self) -> bool:
+        """Whether its first process is gone, and with it all others."""
+        return self._unshare.poll() is not None
+
     def end(self) -> None:
         """Ends every process inside, and returns when they are gone."""
         assert self._unshare.stdin is not None and self._unshare.stdout is not None
@@ -169,7 +174,9 @@ class Cluster:
         ssh.mkdir()
         names = "".join(f"Host {other.name}\n  HostName {other.address}\n" for other in self.hosts.values())
         common = f"Host *\n  IdentityFile {key}\n  IdentitiesOnly yes\n  StrictHostKeyChecking no\n  LogLevel ERROR\n"
-        (ssh / "config").write_text(names + common + "  UserKnownHostsFile /dev/null\n")
+        # As docs/failures.md asks for: else pdsh waits for ever for a host that has died.
+        alive = "  ServerAliveInterval 3\n  ServerAliveCountMax 3\n"
+        (ssh / "config").write_text(names + common + alive + "  UserKnownHostsFile /dev/null\n")
         # Two processes share the cores; and sums in fp32 are the same only under the same number of threads.
         (host.home / ".deepspeed_env").write_text("OMP_NUM_THREADS=1\nDS_ACCELERATOR=cpu\n")
 
@@ -226,14 +233,21 @@ class Cluster:
 
     def end_jobs(self) -> None:
         """Kills what was started on the hosts."""
-        for host in self.hosts.values():
-            for process in host.processes():
-                if process.pid not in self._resident:
-                    os.kill(process.pid, signal.SIGKILL)
+        for process in self.jobs():
+            os.kill(process.pid, signal.SIGKILL)
 
     def cut(self, name: str) -> None:
         """Pulls a host's cable out of the switch."""
         self._switch.network(f"link set {self._port(name)} down")
+
+    def mend(self, name: str) -> None:
+        """Puts the cable back."""
+        self._switch.network(f"link set {self._port(name)} up")
+
+    def jobs(self) -> list[psutil.Process]:
+        """What was started on the hosts and still runs, but for ssh's own ends of connections."""
+        found = (process for host in self.hosts.values() if not host.ended for process in host.processes())
+        return [process for process in found if process.pid not in self._resident and process.name() != "sshd"]
 
     def kill(self, name: str) -> None:
         """Takes the power from a host: no farewell on its connections, and every process gone."""

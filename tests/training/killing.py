@@ -3,27 +3,31 @@
     live(["--config=…"], folder, ranks=2, end="SIGKILL@1@the grown tensors are half written")     # [-9, -9]
     live(["--config=…"], folder, ranks=2)                                                         # [0, 0]
 
-A process begins as a fork of a server that has imported everything, which saves seconds; what it does then is what
-`launch/train.py` does, and after a structural event it executes itself anew for good. A point is before or after a
-call of one function: where that is in the code is all that a point knows of it.
+A process begins as a fork (`tests.forked`); what it does then is what `launch/train.py` does, and after a structural
+event it executes itself anew for good. A point is before or after a call of one function: where that is in the code is
+all that a point knows of it.
 """
 
 import importlib
-import multiprocessing
 import os
+import resource
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Literal
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # when it executes itself anew
+
+from tests.forked import begin  # noqa: E402
+
 END = "--end="
 """SIGNAL@RANK@POINT: that rank sends itself a signal there."""
+
+FULL = "--full="
+"""BYTES: to this process the disk is full once a file has so many."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +77,7 @@ def live(arguments: Sequence[str], folder: Path, ranks: int = 1, end: str | None
 
     Gives the exit codes by rank; what the processes print is added to `folder`/log.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dsllm.training.command", "torch._dynamo"])  # DeepSpeed needs the second
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    arguments = [*arguments, *([END + end] if end else [])]
-    processes: list[ForkServerProcess] = []
-    for rank in range(ranks):
-        world = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_SIZE": ranks, "MASTER_PORT": port}
-        environment = {key: str(value) for key, value in world.items()}
-        process = context.Process(target=_begin, args=(arguments, environment, folder / "log"))
-        process.start()
-        processes.append(process)
+    processes = begin([__file__, *arguments, *([END + end] if end else [])], folder / "log", ranks)
     running = {process.sentinel: process for process in processes}
     while running:
         ended = [running.pop(sentinel) for sentinel in wait(list(running), timeout=120)]  # type: ignore[call-overload]
@@ -97,26 +89,17 @@ def live(arguments: Sequence[str], folder: Path, ranks: int = 1, end: str | None
     return [process.exitcode for process in processes]  # type: ignore[misc]
 
 
-def _begin(arguments: list[str], environment: dict[str, str], log: Path) -> None:
-    """In a fresh fork: become the process that `python killing.py ARGUMENTS` would be."""
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.chdir(REPOSITORY)
-    os.environ.update(environment, MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
-    sys.orig_argv = [sys.executable, __file__, *arguments]
-    main(arguments)
-
-
 def main(arguments: Sequence[str]) -> None:
     """Train as `launch/train.py` does; with `--end` to an end on the way."""
     from dsllm.training.command import run, trainer_for
 
+    for size in (int(word.removeprefix(FULL)) for word in arguments if word.startswith(FULL)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))  # no file may grow beyond it
     for end in (word.removeprefix(END) for word in arguments if word.startswith(END)):
         name, rank, point = end.split("@")
-        if rank == os.environ["RANK"]:
+        if rank == os.environ.get("RANK", "0"):
             arm(POINTS[point], signal.Signals[name])
-    run(trainer_for, [word for word in arguments if not word.startswith(END)])
+    run(trainer_for, [word for word in arguments if not word.startswith((END, FULL))])
 
 
 def arm(point: Point, signum: signal.Signals) -> None:

@@ -14,7 +14,8 @@ from dsllm.training.checkpoints import complete_checkpoints, find_checkpoint
 from dsllm.training.loading import load_model
 from dsllm.training.monitor import read_metrics
 from dsllm.training.offline import grow, plan_growth
-from tests.launching import REPOSITORY, launcher, run
+from tests.forked import forked
+from tests.launching import REPOSITORY
 
 GROWN_AT, STEPS = 4, 16
 RUNS = {
@@ -50,7 +51,7 @@ monitor: {{log_every: 1, tensorboard: false}}
 
 def launch(recipe: Path, folder: Path, runs: dict[str, list[str]], ranks: int) -> str:
     script = [Path(__file__).parent / "growing_runs.py", recipe, folder, json.dumps(runs)]
-    return run([*launcher(ranks), *script])
+    return forked(script, ranks)
 
 
 def records(run_dir: Path, kind: str) -> list[dict[str, Any]]:

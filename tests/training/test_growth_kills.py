@@ -16,6 +16,7 @@ import pytest
 from dsllm.store import TensorStore, checksum
 from dsllm.training.checkpoints import Checkpoint, complete_checkpoints, incomplete_checkpoints
 from dsllm.training.monitor import read_metrics
+from tests.sealing import reseal
 from tests.training.killing import POINTS, live
 
 pytestmark = pytest.mark.slow
@@ -292,6 +293,7 @@ def test_a_grown_checkpoint_that_is_not_what_was_planned_is_refused_and_the_even
     entry = store.entries["weight", name]
     store.entries["weight", name] = replace(entry, sha256=checksum(store["weight", name]))
     store.finish()
+    reseal(grown)
     assert run.live(0, 1) == [2], run.log
     assert f"weight of {name} is not what the plan makes of" in run.log
     assert "remove step_00000002.01 to repeat the event" in run.log

@@ -1,12 +1,14 @@
 """Records are whole lines, once each, also after a kill and a resumption; the same scalars stand in TensorBoard."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsllm.config import MonitorConfig
+from dsllm.errors import TrainingError
 from dsllm.training.chain_curve import picture
 from dsllm.training.evaluation import Evaluation
 from dsllm.training.monitor import METRICS, Monitor, read_metrics
@@ -113,3 +115,29 @@ def test_accuracy_by_chain_length_stands_in_tensorboard_as_scalars_and_as_a_curv
     assert (image.width, image.height) == (600, 384)
     pixels = picture(chains)
     assert pixels.dtype == np.uint8 and (pixels == (0, 114, 178)).all(axis=2).any()  # there is a curve in its colour
+
+
+def test_a_clock_that_was_set_back_doubles_no_point(tmp_path):
+    """What was written before has names of times to come, which TensorBoard would read last."""
+    monitor = Monitor(tmp_path, MonitorConfig(), progress(0), steps=10)
+    for step in range(1, 6):
+        monitor.train(progress(step), {**VALUES, "loss": float(step)})
+    monitor.close()
+    for file in (tmp_path / "tensorboard").rglob("events.out.tfevents.*"):
+        first, second, third, _, *rest = file.name.split(".")
+        file.rename(file.with_name(".".join([first, second, third, "4000000000", *rest])))
+    resumed = Monitor(tmp_path, MonitorConfig(), progress(3), steps=10)
+    resumed.train(progress(4), {**VALUES, "loss": 40.0})
+    resumed.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard" / "by_step"), purge_orphaned_data=True)
+    board.Reload()
+    points = [(event.step, event.value) for event in board.Scalars("train/loss")]
+    assert points == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+
+
+def test_records_that_cannot_be_written_are_one_message(tmp_path):
+    monitor = Monitor(tmp_path, MonitorConfig(tensorboard=False), progress(0), steps=10)
+    monitor._file.close()
+    monitor._file = Path("/dev/full").open("a")  # noqa: SIM115
+    with pytest.raises(TrainingError, match=r"its records cannot be written \(No space left on device\); free disk"):
+        monitor.event(progress(1), "end")

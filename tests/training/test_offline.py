@@ -15,6 +15,7 @@ from dsllm.registry import OPERATORS
 from dsllm.training.checkpoints import Checkpoint, find_checkpoint
 from dsllm.training.monitor import read_metrics
 from dsllm.training.offline import MERGE, grow, plan_growth, read_plan, write_plan
+from tests.sealing import reseal
 
 LORA = LoRAConfig(rank=4)
 
@@ -112,10 +113,8 @@ def test_without_the_data_random_tokens_are_taken_and_that_is_said(copied_run, t
     gone = find_checkpoint(copied_run)
     text = (gone.path / "config.yaml").read_text()
     old = RunConfig.from_file(gone.path / "config.yaml").data.path
-    marker = json.loads((gone.path / "COMPLETE").read_text())
     (gone.path / "config.yaml").write_text(text.replace(old, "gone"))
-    marker["files"]["config.yaml"] = (gone.path / "config.yaml").stat().st_size
-    (gone.path / "COMPLETE").write_text(json.dumps(marker))
+    reseal(gone.path)
     receipt = grow(gone, plan_growth(gone, "zero_init"), tmp_path / "out")
     assert receipt.probed_on == "8 samples of random tokens, as gone is not there"
     assert receipt.difference.logit == 0

@@ -1,4 +1,4 @@
-"""Training that grows the model, by the real launcher on two ranks, at every ZeRO stage."""
+"""Training that grows the model, on two ranks, at every ZeRO stage."""
 
 import json
 import math
@@ -18,7 +18,8 @@ from dsllm.models.lora import LoRALinear, is_adapter, merged
 from dsllm.training.checkpoints import complete_checkpoints
 from dsllm.training.loading import base_hash, load_model
 from dsllm.training.monitor import read_metrics
-from tests.launching import launcher, needs_fp16, run, train
+from tests.forked import forked
+from tests.launching import needs_fp16, run, train
 
 HERE = Path(__file__).parent
 STAGES = [0, 1, 2, 3]
@@ -59,7 +60,7 @@ monitor: {{log_every: 1, tensorboard: false}}
 
 def launch(recipe: Path, folder: Path, runs: dict[str, list[str]], ranks: int = 2) -> str:
     script = [HERE / "growing_runs.py", recipe, folder, json.dumps(runs)]
-    return run([*launcher(ranks), *script])
+    return forked(script, ranks)
 
 
 def records(run_dir: Path, kind: str) -> list[dict[str, Any]]:

@@ -1,0 +1,92 @@
+"""Before the first step every rank shows what it works with, and a difference ends the run.
+
+    node1   torch 2.13.0   code 5f0c91d2   train.lr 0.001   data/demo 8d1e…
+    node2   torch 2.12.1   code 5f0c91d2   train.lr 0.001   data/demo 8d1e…
+            ^^^^^^^^^^^^
+
+Hosts read their own copies of program, configuration and data. Where those differ, ranks wait in different collective
+operations for ever, or train on other tokens than they count.
+"""
+
+import socket
+import sys
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import dsllm
+from dsllm.config import RunConfig
+from dsllm.data.manifest import MANIFEST_NAME
+from dsllm.errors import UserError
+from dsllm.tokenizer import Tokenizer
+from dsllm.training.world import World
+
+PACKAGES = ("torch", "deepspeed", "numpy", "tiktoken", "pydantic")
+SHOWN = 8
+"""Differences that are told; more have the same cause."""
+
+
+def facts_of(config: RunConfig, tokenizer: Tokenizer) -> dict[str, str]:
+    """All that must be the same on every rank, each value by its name."""
+    return {**_program(), **dict(_flat(config.model_dump(mode="json"), "")), **_data(config, tokenizer)}
+
+
+def check_agreement(world: World, facts: dict[str, str]) -> None:
+    """Raises `UserError` on every rank, naming host, rank and value, if a rank's facts are not those of rank 0."""
+    everyones = world.everyone((socket.gethostname(), facts))
+    first_host, first = everyones[0]
+    told = []
+    for rank, (host, its) in enumerate(everyones):
+        for key in {**first, **its}:
+            ours, theirs = first.get(key, "none"), its.get(key, "none")
+            if ours != theirs:
+                told.append(f"{key}: {theirs} at rank {rank} on {host}, {ours} at rank 0 on {first_host}")
+    if told:
+        more = [f"and {len(told) - SHOWN} more"] if len(told) > SHOWN else []
+        raise UserError(
+            f"the ranks do not agree: {'; '.join([*told[:SHOWN], *more])}; "
+            f"put the same program, configuration and data on every host"
+        )
+
+
+def _program() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what is computed, and checksums of the code."""
+    facts = {"python": python_version(), **{package: _version(package) for package in PACKAGES}}
+    script = Path(sys.argv[0])
+    if script.is_file():
+        facts[f"code of {script.name}"] = sha256(script.read_bytes()).hexdigest()[:12]
+    return {**facts, "code of dsllm": code_checksum(Path(dsllm.__file__).parent)}
+
+
+def code_checksum(package: Path) -> str:
+    """Of all source files of a package and their names."""
+    files = sorted(package.rglob("*.py"))
+    lines = (f"{file.relative_to(package)} {sha256(file.read_bytes()).hexdigest()}\n" for file in files)
+    return sha256("".join(lines).encode()).hexdigest()[:12]
+
+
+def _data(config: RunConfig, tokenizer: Tokenizer) -> dict[str, str]:
+    """The tokenizer's vocabulary, and the checksum of each data folder's manifest, which names those of its shards."""
+    facts = {"tokenizer": str(tokenizer.info)}
+    for path in map(Path, config.data.paths):
+        manifest = path / MANIFEST_NAME
+        if manifest.exists():
+            facts[f"data.path {path} (its {MANIFEST_NAME})"] = sha256(manifest.read_bytes()).hexdigest()[:12]
+    return facts
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _flat(values: dict[str, Any], at: str) -> list[tuple[str, str]]:
+    flat = []
+    for key, value in values.items():
+        inner = f"{at}.{key}" if at else key
+        flat += _flat(value, inner) if isinstance(value, dict) else [(inner, str(value))]
+    return flat

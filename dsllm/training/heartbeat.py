@@ -1,0 +1,224 @@
+"""Signs of life between the ranks, so that none waits for one that is gone.
+
+    rank 1 ──┐                      every second each rank sends rank 0 a dot, and rank 0 each rank one
+    rank 2 ──┼── rank 0             a connection that closes without a word: that process has died
+    rank 3 ──┘                      none heard for `lost_after` seconds: its host has, or the network to it
+
+Rank 0 tells the others whom it has lost; of rank 0 itself each knows alone. Then every process ends, at once and with
+exit code 75 ("try again", as sysexits.h has it): it stands in a collective operation that no longer comes to its end,
+and gloo and NCCL wait for minutes. A thread does it, over a TCP connection of its own.
+"""
+
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NoReturn
+from uuid import uuid4
+
+from dsllm.errors import Reinitialise, Stopped, UserError
+from dsllm.training.world import World
+
+EXIT_CODE = 75
+BEAT = 1.0
+"""Seconds between two signs of life."""
+GRACE = 15.0
+"""Seconds for which others may work on when a rank has ended with a message: mostly they are about to end with it."""
+BLAME = 5.0
+"""Seconds that a rank with an error waits for word that another is its cause."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One rank, as the others name it."""
+
+    rank: int
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host} (process {self.pid})"
+
+
+@dataclass
+class Link:
+    """The connection to one other rank."""
+
+    peer: Member
+    socket: socket.socket
+    heard: float
+    """When, by the monotonic clock; so for the next."""
+    unread: bytes = b""
+    left: bool = False
+    """It said that it ends and that all is well, or the connection is closed and why is known."""
+
+    def send(self, *words: object) -> None:
+        """Send a line, unless nobody is there any more; never waits."""
+        with suppress(OSError):
+            self.socket.send(f"{json.dumps(words)}\n".encode())
+
+    def receive(self) -> list[list[Any]] | None:
+        """The lines that have come; None if the connection is closed."""
+        try:
+            found = self.socket.recv(2**16)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not found:
+            return None
+        self.heard = time.monotonic()
+        *lines, self.unread = (self.unread + found).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+class Heartbeat:
+    """Within it this process ends, with a message, as soon as another rank is lost. Made by all ranks together.
+
+    Raises `UserError` on every rank if one cannot reach rank 0.
+    """
+
+    def __init__(self, world: World, lost_after: float):
+        self.rank, self.lost_after = world.rank, lost_after
+        self.members = world.everyone(Member(world.rank, socket.gethostname(), os.getpid()))
+        self.links: dict[int, Link] = {}
+        self._errors: list[tuple[float, Member, str]] = []
+        """Who has ended with a message, and when."""
+        self._closing, self._failing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
+        listener = socket.create_server(("", 0), backlog=world.size) if world.is_main and world.size > 1 else None
+        port, word = world.from_main(lambda: (listener.getsockname()[1] if listener else 0, uuid4().hex))
+        if world.size > 1:
+            world.together(lambda: self._accept(listener, word) if listener else self._connect(port, word))
+
+    def _connect(self, port: int, word: str) -> None:
+        main = self.members[0]
+        address = os.environ["MASTER_ADDR"]
+        try:
+            link = socket.create_connection((address, port), timeout=self.lost_after)
+            link.sendall(f"{word} {self.rank}\n".encode())
+        except OSError as error:
+            raise UserError(
+                f"{main}: its port {port} at {address} cannot be reached from {socket.gethostname()} ({error}); "
+                f"open the TCP ports between the hosts"
+            ) from None
+        self._add(main, link)
+
+    def _accept(self, listener: socket.socket, word: str) -> None:
+        deadline = time.monotonic() + self.lost_after
+        with listener:
+            while len(self.links) < len(self.members) - 1:
+                listener.settimeout(max(0.01, deadline - time.monotonic()))
+                try:
+                    link, _ = listener.accept()
+                    link.settimeout(5)
+                    said, _, rank = link.makefile("rb").readline(100).partition(b" ")
+                except TimeoutError:
+                    if time.monotonic() < deadline:
+                        continue  # a stranger that says nothing
+                    missing = [str(m) for m in self.members[1:] if m.rank not in self.links]
+                    raise UserError(
+                        f"{', '.join(missing)}: did not reach rank 0 on {self.members[0].host}; "
+                        f"open the TCP ports between the hosts"
+                    ) from None
+                if said == word.encode():
+                    self._add(self.members[int(rank)], link)
+                else:
+                    link.close()
+
+    def _add(self, peer: Member, link: socket.socket) -> None:
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link.setblocking(False)
+        self.links[peer.rank] = Link(peer, link, time.monotonic())
+
+    def __enter__(self) -> "Heartbeat":
+        for link in self.links.values():
+            link.heard = time.monotonic()
+        if self.links:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.links:
+            return
+        as_meant = error is None or isinstance(error, (Stopped, Reinitialise, KeyboardInterrupt, SystemExit))
+        if not as_meant and not isinstance(error, UserError):
+            # Another rank's death may be what this one stumbled over: then the thread ends the process and says so.
+            self._failing.set()
+            self._thread.join(BLAME)
+        self._closing.set()
+        self._thread.join()
+        for link in self.links.values():
+            if as_meant:
+                link.send("left")
+            elif isinstance(error, UserError):
+                link.send("error", str(error)[:1000])
+            else:
+                me = self.members[self.rank]
+                link.send("lost", [self.rank], f"{me} ended with {type(error).__name__}: {error}"[:1000])
+            link.socket.close()
+
+    # The thread.
+
+    def _watch(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
+        beaten = 0.0
+        with selectors.DefaultSelector() as selector:
+            for link in self.links.values():
+                selector.register(link.socket, selectors.EVENT_READ, link)
+            while not self._closing.is_set():
+                if time.monotonic() - beaten >= BEAT:
+                    beaten = time.monotonic()
+                    for link in self.links.values():
+                        link.send("alive")
+                for key, _ in selector.select(BEAT / 5):
+                    lines = key.data.receive()
+                    if lines is None:
+                        selector.unregister(key.fileobj)
+                    self._read(key.data, lines)
+                self._judge()
+
+    def _read(self, link: Link, lines: list[list[Any]] | None) -> None:
+        """What a peer said; None if its connection is closed."""
+        if lines is None and not link.left:
+            self._lost([link.peer.rank], f"{link.peer} has died: killed, out of memory or crashed; see what it printed")
+        for what, *words in lines or []:
+            if what == "left":
+                link.left = True
+            elif what == "error":
+                link.left = True
+                self._errors.append((time.monotonic(), link.peer, words[0]))
+            elif what == "lost":
+                self._lost(*words)
+
+    def _judge(self) -> None:
+        """End if a rank is silent, or has ended with a message while this one works on."""
+        now = time.monotonic()
+        silent = [link.peer for link in self.links.values() if not link.left and now - link.heard > self.lost_after]
+        if silent:
+            who, has = ", ".join(map(str, silent)), "has" if len(silent) == 1 else "have"
+            words = f"{who} {has} not been heard for {self.lost_after:g} s: the host is down, or the network to it"
+            self._lost([peer.rank for peer in silent], words)
+        for when, peer, message in self._errors:
+            if self._failing.is_set() or now - when > GRACE:
+                self._lost([peer.rank], f"{peer} ended: {message}")
+
+    def _lost(self, ranks: Sequence[int], words: str) -> NoReturn:
+        """Tell the others, and end. Of each host one process speaks."""
+        for link in self.links.values():
+            link.send("lost", list(ranks), words)
+        host = self.members[self.rank].host
+        if self.rank == min(m.rank for m in self.members if m.host == host and (m.rank not in ranks)):
+            text = f"error: {words}. All ranks end; the same command goes on from the newest checkpoint"
+            print(text, file=sys.stderr, flush=True)
+        os._exit(EXIT_CODE)

@@ -1,0 +1,93 @@
+"""Commands of the repository as forks of a server that has imported everything: real processes, without a launcher.
+
+    forked(["launch/train.py", "--config", recipe], ranks=2)       # what they printed
+
+Importing torch and DeepSpeed costs a process three seconds, and DeepSpeed's launcher two processes more. What a fork
+does is what `python SCRIPT` does with RANK and the rest set, as any launcher sets them; when it executes itself anew, as
+after a structural event, it is an ordinary process. Tests of launchers, signals to them and imports start the real
+thing by `tests.launching`.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def forked(command: Sequence[Any], ranks: int = 1, expect: int = 0, seconds: float = 300) -> str:
+    """Run a script of the repository on so many ranks to its end; fails unless the first to fail exits with `expect`."""
+    with tempfile.NamedTemporaryFile("r", prefix="output.") as log:
+        code = ended(begin([str(word) for word in command], Path(log.name), ranks), seconds)
+        output = log.read()
+    assert code == expect, f"exit code {code}, expected {expect}:\n{output}"
+    return output
+
+
+def begin(command: Sequence[str], log: Path, ranks: int = 1) -> list[ForkServerProcess]:
+    """Start a script on processes of this machine; what they print is added to `log`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.preloaded"])
+    processes = []
+    for world in worlds(ranks):
+        process = context.Process(target=_become, args=(list(command), world, log))
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def worlds(ranks: int) -> list[dict[str, str]]:
+    """What a launcher puts into the environment of each rank; nothing for a single process."""
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    common = {"WORLD_SIZE": ranks, "LOCAL_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    each = [{"RANK": rank, "LOCAL_RANK": rank, **common} for rank in range(ranks)]
+    return [{key: str(value) for key, value in world.items()} for world in each]
+
+
+def ended(processes: Sequence[ForkServerProcess], seconds: float) -> int:
+    """The exit code of the first process that failed, or 0; after it the others are ended, as a launcher does."""
+    running = {process.sentinel: process for process in processes}
+    failed, deadline = 0, time.monotonic() + seconds
+    while running:
+        for sentinel in wait(list(running), timeout=max(0.0, deadline - time.monotonic())):
+            process = running.pop(sentinel)  # type: ignore[call-overload]
+            process.join()
+            if process.exitcode and not failed:
+                failed, deadline = process.exitcode, min(deadline, time.monotonic() + 10)
+                for other in running.values():
+                    other.terminate()
+        if running and time.monotonic() >= deadline:
+            for process in running.values():
+                process.kill()
+            failed = failed or -signal.SIGKILL
+    return failed
+
+
+def _become(command: list[str], world: Mapping[str, str], log: Path) -> None:
+    """In a fresh fork: become the process that `python COMMAND` would be."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    os.chdir(REPOSITORY)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
+    os.environ.update(world, OMP_NUM_THREADS="1")
+    sys.argv = command
+    sys.path.insert(0, str(Path(command[0]).resolve().parent))
+    sys.orig_argv = [sys.executable, *command]
+    runpy.run_path(command[0], run_name="__main__")
