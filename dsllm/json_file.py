@@ -1,7 +1,7 @@
 """JSON from outside, with one kind of error for all that can be wrong with it.
 
-    parse_json('{"step": 3}')       {"step": 3}
-    parse_json("[" * 100_000)       ValueError: nested too deep
+parse_json('{"step": 3}')       {"step": 3}
+parse_json("[" * 100_000)       ValueError: nested too deep
 """
 
 import json

@@ -54,9 +54,7 @@ class Registry(Generic[T]):
                 entry = self._entries[name] = getattr(import_module(module), attribute)
             # TypeError: `.mine:Mine`, which is relative to nothing.
             except (ImportError, AttributeError, ValueError, TypeError) as error:
-                raise ConfigError(
-                    f"{self.kind} {shown(name)}: cannot be imported ({error}); see PYTHONPATH"
-                ) from error
+                raise ConfigError(f"{self.kind} {shown(name)}: cannot be imported ({error}); see PYTHONPATH") from error
         return entry
 
 

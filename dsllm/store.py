@@ -104,7 +104,7 @@ class TensorStore:
         path = folder / INDEX
         try:
             facts = parse_json(inside(folder, INDEX).read_bytes())
-            entries = {(entry.kind, entry.name): entry for entry in map(Entry.of, facts["entries"])}
+            entries: dict[tuple[str, str], Entry] = {(e.kind, e.name): e for e in map(Entry.of, facts["entries"])}
             aliases, steps = dict(facts["aliases"]), dict(facts["steps"])
             if len(entries) < len(facts["entries"]):
                 raise ValueError("a tensor stands twice")

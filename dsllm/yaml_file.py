@@ -1,9 +1,9 @@
 """Configuration files in YAML: read as plain values, with errors in words.
 
-    parse_yaml("model: {n_layer: 2}")           {"model": {"n_layer": 2}}
-    parse_yaml("a: 1\\na: 2")                    an error: YAML itself would take the last one without a word
-    a: &a [x, x, …]                             an error too, where written out it would be larger than any
-    b: &b [*a, *a, …]                           configuration: ten such lines make ten billion values of 400 bytes
+parse_yaml("model: {n_layer: 2}")           {"model": {"n_layer": 2}}
+parse_yaml("a: 1\\na: 2")                    an error: YAML itself would take the last one without a word
+a: &a [x, x, …]                             an error too, where written out it would be larger than any
+b: &b [*a, *a, …]                           configuration: ten such lines make ten billion values of 400 bytes
 """
 
 from collections.abc import Iterable

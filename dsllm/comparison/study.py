@@ -101,7 +101,10 @@ class Study(Section):
             values = getattr(study, key)
             twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
             problems += [f"{key}: {value:g} twice; take one out" for value in twice]
-        read_yaml(study.base)
+        try:
+            read_yaml(study.base)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: base: {error}") from None
         if study.flops == []:
             problems.append("flops: no budget; name one, or leave the key out")
         for arm in study.further if study.flops is not None else ():

@@ -82,8 +82,8 @@ class Checkpoint:
             path,
             marker.part("progress", Progress),
             marker.part("origin", Origin),
-            marker.part("asked", dict),
-            marker.part("state", dict),
+            marker.mapping("asked"),
+            marker.mapping("state"),
         )
         for problem in marker.problems():
             raise CheckpointError(f"{problem}; remove the folder to go on from the checkpoint before it")

@@ -13,6 +13,7 @@ from typing import NoReturn
 from dsllm.command_line import parse
 from dsllm.config import RunConfig
 from dsllm.errors import Reinitialise, Stopped
+from dsllm.training.console import speak_into_the_void
 from dsllm.training.heartbeat import Heartbeat
 from dsllm.training.hostfile import check_launcher
 from dsllm.training.orphan import OrphanWatch
@@ -40,6 +41,7 @@ def run(trainer: Callable[[RunConfig, World, bool], BaseTrainer], argv: Sequence
     Exit codes: 2 after one message for what the user can put right; 143 or 130 when a signal stopped the run, after a
     complete checkpoint; 75 when another rank was lost. Errors that nobody foresaw are raised.
     """
+    speak_into_the_void()
     try:
         with one_voice():
             _train(trainer, argv, usage)

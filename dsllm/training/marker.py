@@ -63,22 +63,28 @@ class Marker:
             return cls(path, facts)
         except FileNotFoundError:
             raise CheckpointError(f"{path}: not a complete checkpoint, its file {MARKER} is missing") from None
-        except (OSError, ValueError, DataError) as error:
+        except (OSError, ValueError, RecursionError, DataError) as error:
             raise unreadable(path, error) from None
 
+    def mapping(self, key: str) -> dict[str, Any]:
+        """One of its parts that is an object of any keys; raises `CheckpointError` if it is none."""
+        value = self.facts.get(key)
+        if not isinstance(value, dict):
+            raise unreadable(self.path, ValueError(f"{key} is {shown(value)}"))
+        return dict(value)
+
     def part(self, key: str, kind: type[T]) -> T:
-        """One of its parts, as a dataclass or a plain type; raises `CheckpointError` if it is none."""
+        """One of its parts as the dataclass that it was; raises `CheckpointError` if it is none."""
         try:
-            if kind is not dict:
-                kind(**self.facts[key])  # a key too many or too few, which pydantic would let pass
+            kind(**self.facts[key])  # a key too many or too few, which pydantic would let pass
             return TypeAdapter(kind).validate_json(json.dumps(self.facts[key]), strict=True)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise unreadable(self.path, error) from None
 
     def problems(self) -> Iterator[str]:
         """A line for each file that is not as it was written; of tensors the size is looked at, not the values."""
-        checksums = self.part("sha256", dict) if self.sealed else {}
-        for name, size in self.part("files", dict).items():
+        checksums = self.mapping("sha256") if self.sealed else {}
+        for name, size in self.mapping("files").items():
             try:
                 file = inside(self.path, name)
                 found = file.stat().st_size if file.is_file() else "no"

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 from dsllm.data.batches import EvaluationBatch
 from dsllm.data.files import write_atomically
 from dsllm.errors import CheckpointError
+from dsllm.json_file import parse_json
 from dsllm.training.evaluation import evaluate
 
 POSITIONS = 16
@@ -55,9 +55,9 @@ class Probe:
         """Raises `CheckpointError` if it cannot be read."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                facts = json.loads(str(file["facts"]))
+                facts = parse_json(str(file["facts"]))
                 return cls(**{**facts, "logits": torch.from_numpy(file["logits"])})
-        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        except Exception as error:  # zipfile, zlib and numpy each have kinds of their own for a damaged file
             raise CheckpointError(
                 f"{path}: cannot be read ({error}); remove it and the newest checkpoint to repeat the event of that one"
             ) from None

@@ -139,7 +139,9 @@ def _journal(folder: Path) -> Path:
         (folder / name).write_text("some text\n")
     manifest = Manifest.read(write_folder(folder, {"train": [documents(3, 4)]}, complete=False))
     source = {"source": str(folder), "fields": None, "counts": {"read": 1, "empty": 0, "skipped": 0}}
-    journal = Journal(manifest=manifest.model_copy(update={"source": source}), position={"file": 1, "record": 0}, sets=1)
+    journal = Journal(
+        manifest=manifest.model_copy(update={"source": source}), position={"file": 1, "record": 0}, sets=1
+    )
     journal.write(folder)
     assert (folder / JOURNAL_NAME).exists()
     return folder
@@ -161,4 +163,3 @@ def _tokenizer(folder: Path) -> Path:
 def as_by_an_older_dsllm(marker: dict[str, Any]) -> dict[str, Any]:
     """A marker without what vouches for its text."""
     return {key: value for key, value in marker.items() if key not in ("sha256", "checksum")}
-

@@ -40,14 +40,17 @@ def main() -> None:
             for content in parser.inputs(asked.seed, 1 + int(asked.inputs * parser.share / whole)):
                 trial.of(content)
             trial.end()
-            print(f"{parser.name}: {trial.refused:,} refused, {trial.read:,} read, {trial.found:,} findings", flush=True)
+            print(
+                f"{parser.name}: {trial.refused:,} refused, {trial.read:,} read, {trial.found:,} findings", flush=True
+            )
             for number, (words, content) in enumerate(trial.findings.items()):
                 print(f"  {words}", flush=True)
                 kept = asked.out.parent / "findings" / f"{parser.name.replace(' ', '_').replace('/', '_')}_{number}"
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_bytes(parser.written(content))
     minutes = (time.monotonic() - begun) / 60
-    said = f"`python tests/faults/fuzz.py --inputs {asked.inputs} --seed {asked.seed}`, {minutes:.1f} minutes on one core.\n"
+    command = f"python tests/faults/fuzz.py --inputs {asked.inputs} --seed {asked.seed}"
+    said = f"`{command}`: {minutes:.1f} minutes on one core.\n"
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(f"{table(trials)}\n{said}")
     print(f"\n{table(trials)}\n{said}")

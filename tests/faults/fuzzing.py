@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from time import process_time
+from typing import Any
 
 import numpy as np
 
 from data_prep.journal import Journal, differences, was_prepared
 from data_prep.sources.files import local_files
-from dsllm.config import MonitorConfig, RunConfig, TrainConfig
 from dsllm.comparison.study import Study
+from dsllm.config import MonitorConfig, RunConfig, TrainConfig
 from dsllm.data.dataset import TokenDataset
 from dsllm.data.indexed import IndexedPair
 from dsllm.data.manifest import Manifest
@@ -82,6 +82,7 @@ class Parser:
 def parsers_of(corpus: Corpus) -> list[Parser]:
     """All of them, around the files of a corpus."""
     folder, data, checkpoint = corpus.folder, corpus.data, corpus.checkpoint
+    variables, index, tokenizer = folder / ".deepspeed_env", checkpoint / "tensors.json", corpus.tokenizer
     weight = next(iter(TensorStore.read(checkpoint).entries.values()))
     known = Checkpoint.read(checkpoint)
     pair = ("train_00000",)
@@ -96,7 +97,7 @@ def parsers_of(corpus: Corpus) -> list[Parser]:
         Parser("overrides", corpus.recipe, _of_overrides, lambda: None, _CONFIG, 0.5, written=bytes),
         Parser("study", folder / "study.yaml", of_yaml, lambda: Study.read(folder / "study.yaml"), share=0.4),
         Parser("hostfile", folder / "hosts", of_text, lambda: read_hostfile(folder / "hosts")),
-        Parser(".deepspeed_env", folder / ".deepspeed_env", of_text, lambda: read_deepspeed_env(folder / ".deepspeed_env")),
+        Parser(".deepspeed_env", variables, of_text, lambda: read_deepspeed_env(variables)),
         Parser("DeepSpeed's JSON", folder / "ds.json", of_json, lambda: _read_ds(folder / "ds.json")),
         Parser("marker", checkpoint / MARKER, of_json, lambda: Checkpoint.read(checkpoint), (checkpoint.name,), 0.5),
         Parser(
@@ -107,7 +108,7 @@ def parsers_of(corpus: Corpus) -> list[Parser]:
             "marker by an older dsllm", checkpoint / MARKER, of_json, lambda: Checkpoint.read(checkpoint),
             (checkpoint.name,), written=_unsealed,
         ),
-        Parser("tensors.json", checkpoint / "tensors.json", of_json, lambda: _read_store(checkpoint), (checkpoint.name,)),
+        Parser("tensors.json", index, of_json, lambda: _read_store(checkpoint), (checkpoint.name,)),
         Parser(".npy", checkpoint / weight.file, of_bytes, lambda: _read_store(checkpoint)),
         Parser("metrics.jsonl", corpus.run / METRICS, of_lines, lambda: _read_metrics(corpus.run)),
         Parser("growth plan", folder / "plan.json", of_json, lambda: read_plan(folder / "plan.json", known)),
@@ -117,10 +118,10 @@ def parsers_of(corpus: Corpus) -> list[Parser]:
         ),
         Parser("probe", folder / "probe.npz", of_bytes, lambda: Probe.load(folder / "probe.npz")),
         Parser("journal.json", corpus.unfinished / "journal.json", of_json, lambda: _read_journal(corpus.unfinished)),
-        Parser("tokenizer.json", corpus.tokenizer / "tokenizer.json", of_json, lambda: _read_tokenizer(corpus.tokenizer)),
+        Parser("tokenizer.json", tokenizer / "tokenizer.json", of_json, lambda: _read_tokenizer(tokenizer)),
         Parser(
-            "tokenizer_config.json", corpus.tokenizer / "tokenizer_config.json", of_json,
-            lambda: _read_tokenizer(corpus.tokenizer),
+            "tokenizer_config.json", tokenizer / "tokenizer_config.json", of_json,
+            lambda: _read_tokenizer(tokenizer),
         ),
         Parser(
             "adapters", folder / "adapters.safetensors", of_bytes,
@@ -143,10 +144,8 @@ class Trial:
         self.found = 0
         self.slowest = 0.0
         """Seconds."""
-        _forget_peak()
-        self._start = _memory("VmRSS")
         self.peak = 0
-        """Bytes over the start."""
+        """Bytes over those before an input."""
 
     def of(self, content: bytes) -> str:
         """What becomes of an input."""
@@ -161,7 +160,8 @@ class Trial:
     def _outcome(self, content: bytes) -> str:
         parser = self.parser
         parser.file.write_bytes(parser.written(content))
-        begun = process_time()
+        _forget_peak()
+        start, begun = _memory("VmRSS"), process_time()
         try:
             if parser.name == "overrides":
                 RunConfig.from_file(parser.file, [_override(content)])
@@ -179,12 +179,11 @@ class Trial:
             outcome = f"{type(error).__name__} in {place}: {str(error)[:100]!r}"
         seconds = process_time() - begun
         self.slowest = max(self.slowest, seconds)
-        peak = _memory("VmHWM") - self._start
+        peak = _memory("VmHWM") - start
         self.peak = max(self.peak, peak)
         if seconds > MOST_SECONDS:
             outcome = "more than 2 s"
         if peak > MOST_BYTES:
-            _forget_peak()
             outcome = "more than 200 MB"
         return outcome
 
@@ -195,7 +194,9 @@ class Trial:
 def _refusal(message: str, named: tuple[str, ...]) -> str:
     if len(message) > LONGEST:
         return "a message of more than 4,000 characters"
-    return "refused" if any(name in message for name in named) else f"a message without the file's name: {message[:100]}"
+    return (
+        "refused" if any(name in message for name in named) else f"a message without the file's name: {message[:100]}"
+    )
 
 
 def _memory(which: str) -> int:
@@ -330,7 +331,10 @@ def table(trials: list[Trial]) -> str:
         inputs = trial.read + trial.refused + trial.found
         ms, peak = f"{1000 * trial.slowest:,.0f}", f"{max(trial.peak, 0) / 2**20:,.0f}"
         rows.append([trial.parser.name, f"{inputs:,}", f"{trial.refused:,}", f"{trial.read:,}", trial.found, ms, peak])
-    total = [sum(of) for of in zip(*((t.read + t.refused + t.found, t.refused, t.read, t.found) for t in trials), strict=True)]
+    total = [
+        sum(of)
+        for of in zip(*((t.read + t.refused + t.found, t.refused, t.read, t.found) for t in trials), strict=True)
+    ]
     slowest, peak = max(t.slowest for t in trials), max(t.peak for t in trials)
     rows.append(["all", *(f"{count:,}" for count in total), f"{1000 * slowest:,.0f}", f"{peak / 2**20:,.0f}"])
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows) + "\n"

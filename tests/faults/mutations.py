@@ -13,13 +13,31 @@ import random
 import re
 import struct
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import yaml
 
 Mutation = Callable[[bytes, random.Random], bytes]
 
-EXTREME = [0, 1, -1, 2, 127, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1]
+EXTREME = [
+    0,
+    1,
+    -1,
+    2,
+    127,
+    255,
+    256,
+    2**15,
+    2**16 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**53,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+]
 PATHS = ["..", "../../../etc/passwd", "/etc/passwd", ".", "", "a/b", "a\0b", "\ud800", "con\n", "~", "-oProxyCommand=x"]
 VALUES: list[Any] = [
     *EXTREME, *PATHS, None, True, False, -(2**63), 10**30, 10**4000, 0.5, 1e308, -1e-320, float("nan"), float("inf"),
@@ -31,7 +49,8 @@ TAGS = [
     "!!python/object/apply:os.system [exit 3]", "!!python/name:os.system", "!!binary aGk=", "!!timestamp 2001-13-41",
     "2001-02-31", "!!float x", "!!int 1_", "1:99:99", "!!set {a, b}", "!!omap [a: 1]", "!!pairs [a: 1, a: 2]", "!x y",
     "&a [*a]", "*nowhere", "? {a: 1}", "<<: 3", "{<<: [1]}", "%YAML 9.9", "--- a\n--- b", "'", '"\\ud800"', '"\\0"',
-    "9" * 5000, "0x" + "f" * 3000, "{? [a]: b}", "!!null x", "!!bool maybe", "=", "!!str {}", "!!seq 3", "!!map 3", "\t",
+    "9" * 5000, "0x" + "f" * 3000, "{? [a]: b}", "!!null x", "!!bool maybe", "=", "!!str {}", "!!seq 3", "!!map 3",
+    "\t",
 ]  # fmt: skip
 
 
@@ -64,7 +83,7 @@ def _extreme_integer(data: bytearray, rng: random.Random) -> None:
     numbers = list(NUMBER.finditer(bytes(data[:4000]))) if rng.random() < 0.5 else []
     if numbers:
         found = rng.choice(numbers)
-        data[found.start() : found.end()] = str(rng.choice(VALUES[:16] + [10**30, -1, 1e308])).encode()
+        data[found.start() : found.end()] = str(rng.choice([*VALUES[:16], 10**30, -1, 1e308])).encode()
         return
     form = rng.choice("BHIQ")
     size = struct.calcsize(form)
@@ -108,7 +127,10 @@ def _laughs(rng: random.Random) -> bytes:
         lines = ["l0: &l0 [lol]", *(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * wide)}]" for i in range(1, high))]
     else:
         merged = ", ".join(["*m{}"] * wide)
-        lines = ["m0: &m0 {a: 1}", *(f"m{i}: &m{i} {{<<: [{merged.replace('{}', str(i - 1))}]}}" for i in range(1, high))]
+        lines = [
+            "m0: &m0 {a: 1}",
+            *(f"m{i}: &m{i} {{<<: [{merged.replace('{}', str(i - 1))}]}}" for i in range(1, high)),
+        ]
     return "\n".join([*lines, ""]).encode()
 
 
@@ -131,7 +153,15 @@ def of_text(content: bytes, rng: random.Random) -> bytes:
         return of_bytes(content, rng)
     words = re.split(rb"(\s+|=)", content)
     for _ in range(rng.choice((1, 2, 5))):
-        odd = [str(rng.choice(VALUES)).encode(errors="replace")[:6000], rng.choice(words), b"", b"\n", b"\xa0", b"\x85", b"="]
+        odd = [
+            str(rng.choice(VALUES)).encode(errors="replace")[:6000],
+            rng.choice(words),
+            b"",
+            b"\n",
+            b"\xa0",
+            b"\x85",
+            b"=",
+        ]
         words[rng.randrange(len(words))] = rng.choice(odd)
     return b"".join(words)
 
@@ -141,13 +171,13 @@ def _changed(value: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice((1, 1, 2, 3))):
         places = list(_places(value))
         if not places or rng.random() < 0.02:
-            return rng.choice([*VALUES, DEEP])
+            return deepcopy(rng.choice([*VALUES, DEEP]))
         container, key = rng.choice(places)
         match rng.randrange(8):
             case 0:
                 del container[key]
             case 1 if isinstance(container, dict):
-                container[rng.choice(PATHS[:6] + ["unknown", "name", "__class__"])] = container[key]
+                container[rng.choice([*PATHS[:6], "unknown", "name", "__class__"])] = container[key]
             case 1:
                 container *= 2
             case 2:
@@ -158,7 +188,7 @@ def _changed(value: Any, rng: random.Random) -> Any:
             case 4:
                 container[key] = [container[key]]
             case _:
-                container[key] = rng.choice(VALUES)
+                container[key] = deepcopy(rng.choice(VALUES))  # the next change may be made in it
     return value
 
 

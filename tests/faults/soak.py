@@ -38,7 +38,7 @@ from tests.forked import begin  # noqa: E402
 from tests.training import killing  # noqa: E402
 from tests.training.killing import END, FULL, POINTS  # noqa: E402
 
-STEPS, PATIENCE = 12, 60.0
+STEPS, PATIENCE, ALONE = 24, 60.0, 20.0
 MODELS = {
     "plain": "model: {name: gpt2, n_layer: 2, n_head: 2, n_embd: 16, context: 16}",
     "growing": """model: {name: progressive, n_layer: 2, n_head: 2, n_embd: 16, context: 16}
@@ -83,6 +83,8 @@ class Run:
     model: str = field(init=False)
     ranks: int = field(init=False)
     stage: int = field(init=False)
+    met: list[str] = field(default_factory=list)
+    overcome: bool = True
 
     def __post_init__(self) -> None:
         self.model = self.draw.choice(list(MODELS))
@@ -104,12 +106,19 @@ class Run:
                 disturb(processes)
                 begun = time.monotonic()
             running = {process.sentinel: process for process in processes}
-            deadline = time.monotonic() + PATIENCE
+            ended = len(running)
             while running:
-                ended = wait(list(running), timeout=max(0, deadline - time.monotonic()))
-                if not ended:
+                # Ranks that have met end together by themselves. One that waits for others to come is ended by the
+                # launcher, whose part is played here.
+                patience = PATIENCE if len(running) == ended else ALONE
+                found = wait(list(running), timeout=patience)
+                if not found and len(running) < ended and patience == ALONE:
+                    for process in running.values():
+                        process.terminate()
+                    found = wait(list(running), timeout=PATIENCE)
+                if not found:
                     raise LostRunError(f"{len(running)} of {len(processes)} processes did not end in {PATIENCE:g} s")
-                for sentinel in ended:
+                for sentinel in found:
                     running.pop(sentinel).join()
         finally:
             for process in processes:
@@ -122,15 +131,32 @@ class Run:
         records = read_metrics(self.path) if (self.path / METRICS).exists() else []
         return max((record["step"] for record in records), default=0)
 
-    def await_a_step(self, processes: list) -> None:
-        """Until a random step is recorded, or the run has ended."""
-        target = self.draw.randint(1, STEPS - 1)
-        deadline = time.monotonic() + PATIENCE
-        while self.step() < target and any(process.is_alive() for process in processes):
-            if time.monotonic() > deadline:
+    def await_a_moment(self, processes: list) -> None:
+        """Until one of the next steps is recorded, or some time within the start; or the run has ended."""
+        if self.draw.random() < 0.3:
+            time.sleep(self.draw.random() * 4)
+            return
+        before, begun = self.step(), time.monotonic()
+        target = min(before + self.draw.randint(1, 6), STEPS)
+        while (now := self.step()) < target and any(process.is_alive() for process in processes):
+            if now > before:
+                self.goes_on(time.monotonic() - begun)
+            if time.monotonic() - begun > PATIENCE:
                 raise LostRunError(f"step {target} was not reached")
             time.sleep(0.01)
         time.sleep(self.draw.random() * 0.05)
+
+    def goes_on(self, seconds: float) -> None:
+        """A step was made so long after a start: the last fault was overcome."""
+        if self.met and not self.overcome:
+            self.soak.tallies[self.met[-1]].to_go_on.append(seconds)
+            self.overcome = True
+
+    def meets(self, name: str) -> None:
+        """A fault comes now."""
+        self.met.append(name)
+        self.overcome = False
+        self.soak.tallies[name].times += 1
 
 
 def expect(run: Run, codes: list[int], allowed: set[int]) -> None:
@@ -139,62 +165,69 @@ def expect(run: Run, codes: list[int], allowed: set[int]) -> None:
         raise LostRunError(f"exit codes {codes}, allowed are {sorted(allowed)}")
 
 
-# The faults: each starts the run, or changes its files, and gives the seconds until all had stopped.
+# The faults. Each of the first kind starts the run and gives the seconds from the fault to the end of all processes.
 
 
-def kill_one(run: Run) -> float | None:
+def kill_one(run: Run, name: str) -> float | None:
     def fault(processes: list) -> None:
-        run.await_a_step(processes)
+        run.await_a_moment(processes)
+        run.meets(name)
         os.kill(run.draw.choice(processes).pid, signal.SIGKILL)
 
     codes, seconds = run.start(fault)
-    expect(run, codes, {0, -9, 75})
+    expect(run, codes, {0, -9, -15, 75})
     return seconds
 
 
-def kill_all(run: Run) -> float | None:
+def kill_all(run: Run, name: str) -> float | None:
     def fault(processes: list) -> None:
-        run.await_a_step(processes)
+        run.await_a_moment(processes)
+        run.meets(name)
         for process in processes:
             os.kill(process.pid, signal.SIGKILL)
 
     codes, seconds = run.start(fault)
-    expect(run, codes, {0, -9, 75})
+    expect(run, codes, {0, -9, -15, 75})
     return seconds
 
 
-def stop_by(number: signal.Signals) -> Callable[[Run], float | None]:
-    def fault(run: Run) -> float | None:
+def stop_by(number: signal.Signals) -> Callable[[Run, str], float | None]:
+    def fault(run: Run, name: str) -> float | None:
         def send(processes: list) -> None:
-            run.await_a_step(processes)
+            run.await_a_moment(processes)
+            run.meets(name)
             os.kill(run.draw.choice(processes).pid, number)
 
         codes, seconds = run.start(send)
-        expect(run, codes, {0, 143})
-        if len(set(codes)) > 1:
+        expect(run, codes, {0, 143, 75, -15, -10})  # 75 and below 0: it came while the ranks were still meeting
+        if {0, 143} <= set(codes):
             raise LostRunError(f"exit codes {codes} after a signal")
         return seconds
 
     return fault
 
 
-def kill_at(points: list[str]) -> Callable[[Run], float | None]:
-    def fault(run: Run) -> float | None:
+def kill_at(points: list[str]) -> Callable[[Run, str], float | None]:
+    def fault(run: Run, name: str) -> float | None:
         point = run.draw.choice(points)
         codes, _ = run.start(None, f"{END}SIGKILL@{run.draw.randrange(run.ranks)}@{point}")
-        expect(run, codes, {0, -9, 75})
-        return None  # from the start on
+        expect(run, codes, {0, -9, -15, 75})
+        if -9 in codes:  # else the run had no such moment
+            run.meets(name)
+        return None
 
     return fault
 
 
-def full_disk(run: Run) -> float | None:
+def full_disk(run: Run, name: str) -> float | None:
     codes, _ = run.start(None, f"{FULL}{run.draw.randint(300, 4000)}")
     expect(run, codes, {0, 2, 75})
+    if set(codes) != {0}:
+        run.meets(name)
     return None
 
 
-def flip_a_bit(run: Run) -> float | None:
+def flip_a_bit(run: Run) -> None:
     found = complete_checkpoints(run.path)
     if found:
         files = [path for path in found[-1].rglob("*") if path.is_file() and path.stat().st_nlink == 1]
@@ -202,27 +235,23 @@ def flip_a_bit(run: Run) -> float | None:
         content = bytearray(path.read_bytes())
         content[run.draw.randrange(len(content))] ^= 1 << run.draw.randrange(8)
         path.write_bytes(content)
-    return None
 
 
-def cut_short(run: Run) -> float | None:
+def cut_short(run: Run) -> None:
     found = complete_checkpoints(run.path)
     if len(found) > 1:
         (found[-1] / MARKER).unlink()
     metrics = run.path / METRICS
     if metrics.exists() and metrics.stat().st_size:
         os.truncate(metrics, metrics.stat().st_size - 1)
-    return None
 
 
-def other_ranks(run: Run) -> float | None:
+def other_ranks(run: Run) -> None:
     run.ranks = run.draw.choice([ranks for ranks in (1, 2, 3) if ranks != run.ranks])
-    return None
 
 
-def other_stage(run: Run) -> float | None:
+def other_stage(run: Run) -> None:
     run.stage = run.draw.choice([stage for stage in range(4) if stage != run.stage])
-    return None
 
 
 STARTING = {
@@ -245,39 +274,35 @@ BETWEEN = {
 def soak_one(soak: Soak, number: int, seed: int) -> str | None:
     """One run to its end; what was lost, if anything was."""
     run = Run(soak, number, random.Random(f"{seed} {number}"))
-    met: list[str] = []
     began = run.ranks, run.stage
     try:
         for _ in range(run.draw.randint(1, 4)):
+            if run.step() == STEPS:
+                break
             name = run.draw.choice(list(STARTING))
-            met.append(name)
-            soak.tallies[name].times += 1
-            seconds = STARTING[name](run)
+            seconds = STARTING[name](run, name)
             if seconds is not None:
                 soak.tallies[name].to_stop.append(seconds)
             if run.draw.random() < 0.5:
-                name = run.draw.choice(list(BETWEEN))
-                met.append(name)
-                soak.tallies[name].times += 1
+                run.meets(name := run.draw.choice(list(BETWEEN)))
                 BETWEEN[name](run)
         before, begun = run.step(), time.monotonic()
-        gone_on: list[float] = []
 
         def watch(processes: list) -> None:
             while any(process.is_alive() for process in processes) and run.step() <= before < STEPS:
                 time.sleep(0.02)
-            gone_on.append(time.monotonic() - begun)
+            if before < run.step():
+                run.goes_on(time.monotonic() - begun)
 
         codes, _ = run.start(watch)
         expect(run, codes, {0})
-        soak.tallies[met[-1]].to_go_on.extend(gone_on)
         check(run)
         key = f"{began[0]} → {run.ranks}", f"{began[1]} → {run.stage}"
         soak.differences[key] = max(soak.differences.get(key, 0.0), difference(run))
     except LostRunError as error:
-        for name in met[-1:]:
+        for name in run.met[-1:]:
             soak.tallies[name].lost += 1
-        return f"run {number} ({run.model}): {', '.join(met)}: {error}; {run.folder}"
+        return f"run {number} ({run.model}): {', '.join(run.met)}: {error}; {run.folder}"
     shutil.rmtree(run.folder)
     return None
 

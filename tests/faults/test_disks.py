@@ -94,3 +94,12 @@ def test_records_that_one_of_two_ranks_cannot_write_end_both(recipe, tmp_path):
     assert "error: " in output and "its records cannot be written (No space left on device)" in output
     train(recipe, tmp_path / "run")
     assert [r["step"] for r in read_metrics(tmp_path / "run") if r["kind"] == "train"] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "a pipe that nobody reads"])
+def test_a_run_goes_on_without_its_log(output, recipe, tmp_path):
+    command = f"python launch/train.py --config {recipe} --run_dir {tmp_path}/run"
+    closed = f"{command} 2>/dev/null | head -1; exit ${{PIPESTATUS[0]}}"
+    code, _ = in_a_shell(f"{command} >/dev/full 2>&1" if output == "/dev/full" else closed)
+    assert code == 0
+    assert [r["step"] for r in read_metrics(tmp_path / "run") if r["kind"] == "train"] == list(range(1, 9))
