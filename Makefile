@@ -9,7 +9,7 @@ RANKS ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | wc -l); echo $$((n == 1 ? 1 : 
 WORKERS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 TRAIN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --quiet --num_gpus $(RANKS) launch/train.py
 
-.PHONY: env demo test fuzz check bench lock clean
+.PHONY: env demo test fuzz soak check bench lock clean
 .DELETE_ON_ERROR:
 
 env: $(READY)
@@ -49,11 +49,20 @@ check: env
 fuzz: env
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/fuzz.py
 
+# 200 short runs to which something happens again and again, then half an hour in which nothing may grow: over an hour.
+soak: env
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/soak.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/flat.py
+
 # Every figure of speed and memory that README and docs/measured.md tell, measured here: some three hours on two cores,
 # and nothing else beside it. NANOGPT=~/nanoGPT, a checkout of it, takes part; litgpt gets an environment of its own.
 BENCHES := prep startup overhead head train loader memory checkpoints growth generation conv_attention
 bench: env .venv-litgpt/.ready data/demo/manifest.json
 	set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+	$(BIN)/python launch/train.py --config launch/recipes/origin_gpt2.yaml --run_dir runs/generation --data.path data/demo \
+	    --model.context 1280 --train.steps 200 --train.micro_batch_size 1 --train.global_batch_size 1 \
+	    --train.precision fp32 --train.eval_every 0 --train.test_samples 0
+	$(BIN)/python benchmarks/generation.py --run runs/generation --data data/demo
 	$(BIN)/python benchmarks/train_peers.py --litgpt .venv-litgpt $(if $(NANOGPT),--nanogpt $(NANOGPT))
 
 # litgpt 0.5 and this project's packages want different versions of huggingface-hub and psutil.
