@@ -41,12 +41,19 @@ class OrphanWatch:
 
     def _watch(self) -> None:
         while not self._closing.wait(LOOK):
-            gone = next((process for process in self.launchers if not process.is_running()), None)
+            gone = next((process for process in self.launchers if not _runs(process)), None)
             if gone is not None:
                 if os.environ.get("LOCAL_RANK", "0") == "0":
                     print(f"the launcher (process {gone.pid}) has died: the run stops", file=sys.stderr, flush=True)
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE  # dead, and not asked for its code yet
+    except psutil.Error:
+        return False
 
 
 def launchers() -> list[psutil.Process]:

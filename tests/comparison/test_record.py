@@ -40,6 +40,8 @@ def test_a_growth_event_is_charged_and_a_step_is_that_of_all_stages(trained_run,
             "kind": "growth",
             "step": 3,
             "tokens": 3 * 256,
+            "checkpoint": "step_00000003.01",
+            "plan": "5f0c",
             "operator": "stack",
             "seconds": {"save": 4.0, "grow": 2.0},
         }

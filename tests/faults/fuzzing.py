@@ -64,6 +64,8 @@ class Parser:
     """One of these has to be in a refusal; the file's name by default."""
     share: float = 1.0
     """Of inputs, compared with other parsers."""
+    exact: bool = False
+    """Whether checksums vouch for every byte: then another file than the valid one is never read."""
     written: Callable[[bytes], bytes] = bytes
     """What is done to a damaged content before it is written."""
     valid: bytes = field(init=False)
@@ -99,7 +101,7 @@ def parsers_of(corpus: Corpus) -> list[Parser]:
         Parser("hostfile", folder / "hosts", of_text, lambda: read_hostfile(folder / "hosts")),
         Parser(".deepspeed_env", variables, of_text, lambda: read_deepspeed_env(variables)),
         Parser("DeepSpeed's JSON", folder / "ds.json", of_json, lambda: _read_ds(folder / "ds.json")),
-        Parser("marker", checkpoint / MARKER, of_json, lambda: Checkpoint.read(checkpoint), (checkpoint.name,), 0.5),
+        Parser("marker", checkpoint / MARKER, of_json, lambda: Checkpoint.read(checkpoint), (checkpoint.name,), 0.5, True),
         Parser(
             "marker, sealed anew", checkpoint / MARKER, of_json, lambda: _read_checkpoint(checkpoint),
             (checkpoint.name,), written=_sealed,
@@ -109,7 +111,7 @@ def parsers_of(corpus: Corpus) -> list[Parser]:
             (checkpoint.name,), written=_unsealed,
         ),
         Parser("tensors.json", index, of_json, lambda: _read_store(checkpoint), (checkpoint.name,)),
-        Parser(".npy", checkpoint / weight.file, of_bytes, lambda: _read_store(checkpoint)),
+        Parser(".npy", checkpoint / weight.file, of_bytes, lambda: _read_store(checkpoint), exact=True),
         Parser("metrics.jsonl", corpus.run / METRICS, of_lines, lambda: _read_metrics(corpus.run)),
         Parser("growth plan", folder / "plan.json", of_json, lambda: read_plan(folder / "plan.json", known)),
         Parser(
@@ -167,7 +169,7 @@ class Trial:
                 RunConfig.from_file(parser.file, [_override(content)])
             else:
                 parser.read()
-            outcome = "read"
+            outcome = "read" if content == parser.valid or not parser.exact else "read although it was changed"
         except UserError as error:
             outcome = _refusal(str(error), parser.named)
         except KeyboardInterrupt:

@@ -1,0 +1,138 @@
+"""Faults of hosts while two of them train, and what to expect of each.
+
+node1   deepspeed ─ pdsh ─ ssh ─┐ launch ─ rank 0
+node2                           └ launch ─ rank 1
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import yaml
+
+from dsllm.training.checkpoints import checkpoint_name, complete_checkpoints
+from dsllm.training.monitor import read_metrics
+from tests.multihost.hosts import REPOSITORY, Cluster
+from tests.multihost.test_training import write_tokens
+
+STEPS, LOST_AFTER = 160, 6
+
+
+def write_recipe(folder: Path) -> Path:
+    """A tiny model, long enough to be interrupted."""
+    write_tokens(folder / "data")
+    train = {"steps": STEPS, "micro_batch_size": 2, "global_batch_size": 8, "lr": 0.01, "precision": "fp32"}
+    often = {"eval_every": 0, "test_samples": 0, "checkpoint_every": 10, "lost_after": LOST_AFTER}
+    config = {
+        "run_dir": str(folder / "unnamed"),
+        "model": {"name": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 32, "context": 32},
+        "data": {"path": str(folder / "data")},
+        "train": {**train, **often, "ds_config": str(REPOSITORY / "ds_configs" / "zero2.json")},
+        "monitor": {"log_every": 1, "tensorboard": False},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@dataclass
+class Run:
+    """A run of two hosts, and what came of it."""
+
+    recipe: Path
+    run_dir: Path
+    arguments: list[str | Path] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.arguments = ["launch/train.py", "--config", self.recipe, "--run_dir", self.run_dir]
+
+    def losses(self) -> dict[int, float]:
+        return {record["step"]: record["loss"] for record in read_metrics(self.run_dir) if record["kind"] == "train"}
+
+    def command(self, cluster: Cluster) -> list[str | Path]:
+        master = cluster.hosts["node1"].address
+        return ["deepspeed", "--hostfile", cluster.hostfile, "--master_addr", master, *self.arguments]
+
+    def disturbed(self, cluster: Cluster, fault: Callable[[Cluster], object]) -> tuple[int, float, str]:
+        """Train until step 25, let the fault happen: exit code, seconds until all has ended, and what was said."""
+        process = cluster.start(self.command(cluster))
+        wait(lambda: max(self.losses(), default=0) >= 25, 60)
+        fault(cluster)
+        begun = time.monotonic()
+        output, _ = process.communicate(timeout=90)
+        wait(lambda: not cluster.jobs(), 60)
+        return process.returncode, time.monotonic() - begun, output
+
+    def goes_on(self, cluster: Cluster, hosts: int) -> float:
+        """The same command, on so many hosts, goes on from the newest complete checkpoint to the end.
+
+        Gives the seconds until its first step is recorded.
+        """
+        saved = int(complete_checkpoints(self.run_dir)[-1].name.removeprefix("step_"))
+        assert saved >= 20
+        cluster.hostfile.write_text("".join(f"node{number} slots=1\n" for number in range(1, hosts + 1)))
+        process, begun = cluster.start(self.command(cluster)), time.monotonic()
+        wait(lambda: self.starts() == [(saved, hosts)] and max(self.losses()) > saved, 60)
+        seconds = time.monotonic() - begun
+        output, _ = process.communicate(timeout=90)
+        assert process.returncode == 0, output
+        assert complete_checkpoints(self.run_dir)[-1].name == checkpoint_name(STEPS)
+        return seconds
+
+    def starts(self) -> list[tuple[int, int]]:
+        """Where it went on, and with how many ranks."""
+        return [(r["step"], r["world_size"]) for r in read_metrics(self.run_dir) if r.get("event") == "resume"]
+
+
+def wait(reached: Callable[[], bool], seconds: float) -> None:
+    """Until `reached`; fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"not reached within {seconds} s"
+        time.sleep(0.1)
+
+
+def training(cluster: Cluster, host: str) -> psutil.Process:
+    """The training process of a host."""
+    found = [p for p in cluster.hosts[host].processes() if "launch/train.py" in p.cmdline()]
+    return next(p for p in found if "deepspeed.launcher.launch" not in p.cmdline() and "RANK" in p.environ())
+
+
+def kill_launcher(cluster: Cluster) -> None:
+    """With pdsh below it, as when a login node runs out of memory."""
+    for process in cluster.hosts["node1"].processes():
+        if process.name() in ("deepspeed", "pdsh"):
+            process.kill()
+
+
+def terminate_launcher(cluster: Cluster) -> None:
+    next(p for p in cluster.hosts["node1"].processes() if p.name() == "deepspeed").terminate()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault and what comes of it."""
+
+    name: str
+    inject: Callable[[Cluster], object]
+    says: str
+    """Something that the command prints then."""
+    hosts: int = 2
+    """With which it goes on."""
+    within: float = 60
+    """Seconds until nothing runs any more on any host."""
+
+
+SILENT = f"not been heard for {LOST_AFTER} s"
+FAULTS = [
+    Fault("a host's network is cut", lambda cluster: cluster.cut("node2"), SILENT, hosts=1),
+    Fault("a host loses power", lambda cluster: cluster.kill("node2"), SILENT, hosts=1),
+    Fault("a rank is killed", lambda cluster: training(cluster, "node2").kill(), "error: rank 1 on node2", within=30),
+    Fault(
+        "a rank gets SIGTERM", lambda cluster: training(cluster, "node2").terminate(), "stopped by SIGTERM", within=25
+    ),
+    Fault("the launcher is killed", kill_launcher, "", within=25),
+    Fault("the launcher gets SIGTERM", terminate_launcher, "", within=25),
+]

@@ -1,0 +1,82 @@
+"""A rank that dies, stands still or fails ends the others with its name; a launcher that dies stops the run."""
+
+import os
+import re
+import signal
+import time
+
+import psutil
+import pytest
+
+from dsllm.training.checkpoints import complete_checkpoints
+from dsllm.training.monitor import METRICS, read_metrics
+from tests.forked import begin
+from tests.launching import start, train, train_command
+
+pytestmark = pytest.mark.slow
+
+FAILING = """
+import os, signal, sys
+from dsllm import BaseTrainer
+from dsllm.training.command import run
+
+class Failing(BaseTrainer):
+    def after_step(self, outcome):
+        if self.progress.step == 5 and self.world.rank == 1:
+            {fault}
+
+run(Failing, sys.argv[1:])
+"""
+
+FAULTS = {
+    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", -9, r"rank 1 on \S+ \(process \d+\) has died: killed"),
+    "stands still": ("signal.raise_signal(signal.SIGSTOP)", None, r"rank 1 on \S+ \(process \d+\) has not been heard"),
+    "fails": ("raise ValueError('nothing adds up')", 1, r"rank 1 on .* ended with ValueError: nothing adds up"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_others_end_with_its_name_and_the_run_goes_on_with_fewer(fault, recipe, tmp_path):
+    action, code, words = FAULTS[fault]
+    script, log = tmp_path / "failing.py", tmp_path / "log"
+    script.write_text(FAILING.format(fault=action))
+    options = ["--train.global_batch_size=12", "--train.lost_after=4"]
+    command = [str(script), f"--config={recipe}", f"--run_dir={tmp_path / 'run'}", *options]
+    ranks, begun = begin(command, log, ranks=3), time.monotonic()
+    for process in (ranks[0], ranks[2]):
+        process.join(60)
+    assert [ranks[0].exitcode, ranks[2].exitcode] == [75, 75], log.read_text()
+    if code is None:
+        ranks[1].kill()
+    ranks[1].join(30)
+    assert code is None or ranks[1].exitcode == code
+    assert time.monotonic() - begun < 60
+    said = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and re.search(words, said[0]), log.read_text()
+    train(recipe, tmp_path / "run", ranks=2, train__global_batch_size=12)
+    assert [r["step"] for r in read_metrics(tmp_path / "run") if r["kind"] == "train"] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("which", ["deepspeed", "deepspeed.launcher.launch"])
+def test_a_run_whose_launcher_was_killed_stops_with_a_complete_checkpoint(which, recipe, tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(train_command(recipe, run_dir, 2, {"train.steps": 3000, "train.checkpoint_every": 0}))
+    launcher = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while not ((run_dir / METRICS).exists() and '"step": 9' in (run_dir / METRICS).read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    children = launcher.children(recursive=True)
+    ranks = [child for child in children if "launch/train.py" in child.cmdline() and "LOCAL_RANK" in child.environ()]
+    assert len(ranks) == 2
+    killed = launcher if which == "deepspeed" else launcher.children()[0]
+    os.kill(killed.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(ranks, timeout=25)
+    for left in alive:
+        left.kill()
+    process.communicate()
+    assert not alive
+    (saved,) = complete_checkpoints(run_dir)
+    assert read_metrics(run_dir)[-1]["event"] == "signal"
+    assert read_metrics(run_dir)[-1]["signal"] == "SIGTERM"
+    assert saved.name == f"step_{read_metrics(run_dir)[-1]['step']:08d}"
