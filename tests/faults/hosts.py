@@ -24,8 +24,8 @@ def main() -> None:
     if reason := missing_requirement():
         raise SystemExit(f"error: {reason}")
     lines = [
-        f"Two hosts, one rank on each, `train.lost_after` = {LOST_AFTER} s; to stop is until nothing runs on any host, to go "
-        f"on until the first step of the next start.",
+        f"Two hosts, one rank on each, `train.lost_after` = {LOST_AFTER} s; to stop is until nothing runs on any host, "
+        "to go on until the first step of the next start.",
         "",
         "| fault | times | lost | seconds to stop: median (most) | seconds to go on: median (most) |",
         "| --- | --- | --- | --- | --- |",

@@ -1,4 +1,4 @@
-"""A host, its network, a process or the launcher is lost while two hosts train: all else ends, names it, and goes on."""
+"""A host, its network, a process or the launcher is lost while two hosts train: all ends, names it, and goes on."""
 
 from collections.abc import Iterator
 from pathlib import Path
