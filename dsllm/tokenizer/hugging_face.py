@@ -5,7 +5,8 @@ of one of the usual names is taken. The bytes of a token follow from the decoder
 character (`Ġthe` is 4), the others are measured by decoding.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from dsllm.json_file import parse_json
 from dsllm.tokenizer.base import REPLACEMENT, Tokenizer, concatenated, well_formed
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+MOST_SYMBOLS = 2**24
+"""As `model.vocab_size`."""
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>", "[SEP]")
 
 
@@ -35,19 +38,29 @@ class HuggingFaceTokenizer(Tokenizer):
         if content is None:
             with os_errors_named(self.path):
                 content = self.path.read_bytes()
-        try:
+        with self._failures_named():
             self._definition = parse_json(content)
             self._backend = Backend.from_str(content.decode())
-        except Exception as error:  # the backend raises plain Exception
-            raise DataError(f"{path}: not a Hugging Face tokenizer.json ({error}); save it again") from None
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
         self.name = TOKENIZER_FILE
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        self.size = max(vocabulary.values()) + 1
+        self.size = max(vocabulary.values(), default=-1) + 1
+        if not 0 < self.size <= MOST_SYMBOLS:
+            raise DataError(f"{path}: ids up to {self.size - 1:,}, no vocabulary has so many; save it again")
         self.end_of_text = self._end_of_text(vocabulary)
         self.vocab_sha256 = sha256(content).hexdigest()
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        """Within it what the backend raises becomes a `DataError`: plain exceptions, and panics, which are none."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, UnicodeEncodeError, TypeError):
+            raise
+        except BaseException as error:
+            raise DataError(f"{self.path}: not a Hugging Face tokenizer.json ({error}); save it again") from None
 
     def _end_of_text(self, vocabulary: dict[str, int]) -> int:
         config = self.path.with_name(CONFIG_FILE)
@@ -79,7 +92,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]:
         try:
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            with self._failures_named():  # as of an unknown symbol that stands for itself alone
+                encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):  # a lone surrogate is no string for it
             return self.encode_batch([well_formed(text) for text in texts])
         return concatenated([np.array(encoding.ids, np.uint32) for encoding in encodings])

@@ -100,6 +100,8 @@ def verify(path: Path, every: bool = False) -> Iterator[Verdict | str]:
         yield verify_checkpoint(checkpoint)
     for incomplete in incomplete_checkpoints(path):
         yield f"{incomplete.name}: incomplete, writing or removing it was interrupted; a run passes over it"
+    for aside in sorted((path / "checkpoints").glob("damaged.step_*")):
+        yield f"{aside.name}: damaged, set aside by a start of the run; it can be removed"
     latest = path / "checkpoints" / "latest"
     named = latest.read_bytes().strip() if latest.is_file() else None
     if named not in [checkpoint.name.encode() for checkpoint in found]:

@@ -101,7 +101,10 @@ def parsers_of(corpus: Corpus) -> list[Parser]:
         Parser("hostfile", folder / "hosts", of_text, lambda: read_hostfile(folder / "hosts")),
         Parser(".deepspeed_env", variables, of_text, lambda: read_deepspeed_env(variables)),
         Parser("DeepSpeed's JSON", folder / "ds.json", of_json, lambda: _read_ds(folder / "ds.json")),
-        Parser("marker", checkpoint / MARKER, of_json, lambda: Checkpoint.read(checkpoint), (checkpoint.name,), 0.5, True),
+        Parser(
+            "marker", checkpoint / MARKER, of_json, lambda: Checkpoint.read(checkpoint),
+            (checkpoint.name,), share=0.5, exact=True,
+        ),
         Parser(
             "marker, sealed anew", checkpoint / MARKER, of_json, lambda: _read_checkpoint(checkpoint),
             (checkpoint.name,), written=_sealed,

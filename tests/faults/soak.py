@@ -25,8 +25,10 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -165,6 +167,12 @@ def expect(run: Run, codes: list[int], allowed: set[int]) -> None:
         raise LostRunError(f"exit codes {codes}, allowed are {sorted(allowed)}")
 
 
+def send(process: ForkServerProcess, number: signal.Signals) -> None:
+    """Send a signal, unless the process has just ended."""
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, number)  # type: ignore[arg-type]
+
+
 # The faults. Each of the first kind starts the run and gives the seconds from the fault to the end of all processes.
 
 
@@ -172,7 +180,7 @@ def kill_one(run: Run, name: str) -> float | None:
     def fault(processes: list) -> None:
         run.await_a_moment(processes)
         run.meets(name)
-        os.kill(run.draw.choice(processes).pid, signal.SIGKILL)
+        send(run.draw.choice(processes), signal.SIGKILL)
 
     codes, seconds = run.start(fault)
     expect(run, codes, {0, -9, -15, 75})
@@ -184,7 +192,7 @@ def kill_all(run: Run, name: str) -> float | None:
         run.await_a_moment(processes)
         run.meets(name)
         for process in processes:
-            os.kill(process.pid, signal.SIGKILL)
+            send(process, signal.SIGKILL)
 
     codes, seconds = run.start(fault)
     expect(run, codes, {0, -9, -15, 75})
@@ -196,7 +204,7 @@ def stop_by(number: signal.Signals) -> Callable[[Run, str], float | None]:
         def send(processes: list) -> None:
             run.await_a_moment(processes)
             run.meets(name)
-            os.kill(run.draw.choice(processes).pid, number)
+            send(run.draw.choice(processes), number)
 
         codes, seconds = run.start(send)
         expect(run, codes, {0, 143, 75, -15, -10})  # 75 and below 0: it came while the ranks were still meeting

@@ -163,6 +163,26 @@ def test_an_end_of_text_that_is_no_text_is_refused(corpus, token):
         config.write_text(before)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("model", "vocab", "a"), 2**32 - 1),  # 32 GiB for the bytes of each token
+        (("model", "continuing_subword_prefix"), "long" * 50),  # a panic of the tokenizers package
+        (("model", "unk_token"), "none of the vocabulary"),
+    ],
+)
+def test_a_tokenizer_that_its_package_chokes_on_is_refused(corpus, tmp_path, place, value):
+    facts = json.loads((corpus.tokenizer / "tokenizer.json").read_text())
+    *path, last = place
+    part = facts
+    for key in path:
+        part = part[key]
+    part[last] = value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match=r"tokenizer\.json: "):
+        load_tokenizer(str(tmp_path)).encode("∑")
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY"])
 def test_a_probe_that_is_cut_short_is_refused(tmp_path, content):
     (tmp_path / "probe.npz").write_bytes(content)

@@ -57,6 +57,12 @@ def test_incomplete_checkpoints_are_named_as_such_and_are_no_damage(run):
     assert "latest: names no complete checkpoint" in said
 
 
+def test_a_checkpoint_that_was_set_aside_is_named_and_is_no_damage(run):
+    _, newer = complete_checkpoints(run)
+    newer.rename(newer.with_name(f"damaged.{newer.name}"))
+    assert f"damaged.{newer.name}: damaged, set aside by a start of the run" in python("launch/verify.py", run)
+
+
 @pytest.mark.parametrize("words", [["nowhere"], ["launch"], ["--al"], [""]])
 def test_what_is_no_run_is_refused(words):
     said = python("launch/verify.py", *words, expect=2)
