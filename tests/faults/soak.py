@@ -201,12 +201,12 @@ def kill_all(run: Run, name: str) -> float | None:
 
 def stop_by(number: signal.Signals) -> Callable[[Run, str], float | None]:
     def fault(run: Run, name: str) -> float | None:
-        def send(processes: list) -> None:
+        def ask(processes: list) -> None:
             run.await_a_moment(processes)
             run.meets(name)
             send(run.draw.choice(processes), number)
 
-        codes, seconds = run.start(send)
+        codes, seconds = run.start(ask)
         expect(run, codes, {0, 143, 75, -15, -10})  # 75 and below 0: it came while the ranks were still meeting
         if {0, 143} <= set(codes):
             raise LostRunError(f"exit codes {codes} after a signal")
