@@ -173,7 +173,7 @@ class TrainConfig(Section):
     """Steps between checkpoints; the last step always writes one. 0: only then."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
-    lost_after: PositiveFloat = 30.0
+    lost_after: float = Field(default=30.0, ge=3)
     """Seconds without a sign of life from another rank, after which every rank ends: its host or network is down."""
     activation_checkpointing: (
         Literal["none", "all"] | PositiveInt | list[NonNegativeInt] | dict[Literal["levels"], list[NonNegativeInt]]

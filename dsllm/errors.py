@@ -58,6 +58,10 @@ class CheckpointError(UserError):
     """A run's folder or one of its checkpoints."""
 
 
+class DamagedError(CheckpointError):
+    """A file of a checkpoint holds other bytes than were written: seen, not guessed from a file that cannot be read."""
+
+
 class TrainingError(UserError):
     """A run that does not learn any more, or that cannot write what it did."""
 

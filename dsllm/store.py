@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from dsllm.data.files import inside, sync_to_disk, write_atomically
-from dsllm.errors import CheckpointError, DataError, shown
+from dsllm.errors import CheckpointError, DamagedError, DataError, shown
 from dsllm.json_file import parse_json
 
 Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
@@ -118,9 +118,10 @@ class TensorStore:
             for name, count in steps.items():
                 if type(count) is not int or not 0 <= count < 2**63:
                     raise ValueError(f"{shown(name)} has seen {shown(count)} updates")
-            return cls(folder, entries, aliases, steps)
+            return cls(folder, dict(entries), aliases, steps)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
-            raise CheckpointError(
+            told = CheckpointError if isinstance(error, (OSError, DataError)) else DamagedError
+            raise told(
                 f"{path}: cannot be read ({shown(error)}); take an older checkpoint, or start over with --fresh"
             ) from None
 
@@ -164,7 +165,8 @@ class TensorStore:
         except DataError as error:
             raise CheckpointError(str(error)) from None
         except (OSError, ValueError) as error:
-            raise CheckpointError(
+            told = CheckpointError if isinstance(error, OSError) else DamagedError
+            raise told(
                 f"{path}: cannot be read ({error}); remove the folder to go on from the checkpoint before it"
             ) from None
 
@@ -183,7 +185,7 @@ class TensorStore:
         """Raises `CheckpointError` if a tensor is not the one that was written."""
         for entry in entries:
             if checksum(self[entry.kind, entry.name]) != entry.sha256:
-                raise CheckpointError(
+                raise DamagedError(
                     f"{self.folder / entry.file}: its checksum is not the one that was written; "
                     f"remove the folder to go on from the checkpoint before it"
                 )

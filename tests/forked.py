@@ -3,7 +3,7 @@
     forked(["launch/train.py", "--config", recipe], ranks=2)       # what they printed
 
 Importing torch and DeepSpeed costs a process three seconds, and DeepSpeed's launcher two processes more. What a fork
-does is what `python SCRIPT` does with RANK and the rest set, as any launcher sets them; when it executes itself anew, as
+does is what `python SCRIPT` does with RANK and the rest set, as launchers set them; when it executes itself anew, as
 after a structural event, it is an ordinary process. Tests of launchers, signals to them and imports start the real
 thing by `tests.launching`.
 """
@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def forked(command: Sequence[Any], ranks: int = 1, expect: int = 0, seconds: float = 300) -> str:
-    """Run a script of the repository on so many ranks to its end; fails unless the first to fail exits with `expect`."""
+    """Run a script on so many ranks to its end; fails unless the first of them to fail exits with `expect`."""
     with tempfile.NamedTemporaryFile("r", prefix="output.") as log:
         code = ended(begin([str(word) for word in command], Path(log.name), ranks), seconds)
         output = log.read()

@@ -1,6 +1,6 @@
 """What the server of `tests.forked` has imported: all that a training process does."""
 
-import torch._dynamo  # noqa: F401
+import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
 
 import dsllm.training.command  # noqa: F401

@@ -258,8 +258,8 @@ class LanguageModel(nn.Module):
 
         Only tokens below `known`, the tokenizer's size, are chosen: a vocabulary has rows beyond it that mean nothing.
         A row that has produced `stop_token` repeats it, and all end when each row has. Past its context the model sees
-        the newest tokens by `window_start`. `use_cache` and `draft`, which checks several guessed tokens of a single
-        row at once (see `drafting`), change the speed, not the tokens (but for rounding at ties).
+        the newest tokens by `window_start`. `use_cache` and `draft`, which in fp32 checks several guessed tokens of
+        a single row at once (see `drafting`), change the speed, not the tokens (but for rounding at ties).
         See `Sampler` for the choice of tokens. The model is in eval mode meanwhile. Raises `UserError` for an empty
         prompt, a token outside the vocabulary, or settings that make no sense.
         """
@@ -285,7 +285,8 @@ class LanguageModel(nn.Module):
         stopped = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
         cache, cache_start = None, -1
         score = self.head.for_generation(max_new_tokens)
-        drafts = draft and use_cache and len(tokens) == 1 and self.rewind(self.new_cache(), 0)
+        exact = next(self.parameters()).dtype == torch.float32  # in half precision ties are common
+        drafts = draft and exact and use_cache and len(tokens) == 1 and self.rewind(self.new_cache(), 0)
         text = LookUp(tokens[0].tolist() if drafts else [])
         end = tokens.shape[1] + max_new_tokens
         while tokens.shape[1] < end:

@@ -16,11 +16,14 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+import torch
+
 import dsllm
 from dsllm.config import RunConfig
 from dsllm.data.manifest import MANIFEST_NAME
 from dsllm.errors import UserError
 from dsllm.tokenizer import Tokenizer
+from dsllm.training.sources import sample_order
 from dsllm.training.world import World
 
 PACKAGES = ("torch", "deepspeed", "numpy", "tiktoken", "pydantic")
@@ -53,10 +56,11 @@ def check_agreement(world: World, facts: dict[str, str]) -> None:
 
 def _program() -> dict[str, str]:
     """Versions of Python and of the packages that decide what is computed, and checksums of the code."""
-    facts = {"python": python_version(), **{package: _version(package) for package in PACKAGES}}
+    cuda = {} if torch.version.cuda is None else {"CUDA of torch": torch.version.cuda}
+    facts = {"python": python_version(), **cuda, **{package: _version(package) for package in PACKAGES}}
     script = Path(sys.argv[0])
     if script.is_file():
-        facts[f"code of {script.name}"] = sha256(script.read_bytes()).hexdigest()[:12]
+        facts[f"code of {script.name}"] = _checksum(script)
     return {**facts, "code of dsllm": code_checksum(Path(dsllm.__file__).parent)}
 
 
@@ -68,13 +72,19 @@ def code_checksum(package: Path) -> str:
 
 
 def _data(config: RunConfig, tokenizer: Tokenizer) -> dict[str, str]:
-    """The tokenizer's vocabulary, and the checksum of each data folder's manifest, which names those of its shards."""
+    """What is read: the vocabulary, DeepSpeed's file, the data by their manifests, which name the shards' checksums."""
     facts = {"tokenizer": str(tokenizer.info)}
+    facts |= {f"content of {config.train.ds_config}": _checksum(config.train.ds_config)}
+    facts |= {key: str(value) for key, value in sample_order(config).items()}
     for path in map(Path, config.data.paths):
         manifest = path / MANIFEST_NAME
         if manifest.exists():
-            facts[f"data.path {path} (its {MANIFEST_NAME})"] = sha256(manifest.read_bytes()).hexdigest()[:12]
+            facts[f"data.path {path} (its {MANIFEST_NAME})"] = _checksum(manifest)
     return facts
+
+
+def _checksum(file: Path) -> str:
+    return sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else "none"
 
 
 def _version(package: str) -> str:

@@ -15,6 +15,7 @@ marker is written and `latest` moved. All hosts must see the folder.
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any, TypeVar
 from dsllm.config import RunConfig
 from dsllm.data.files import sync_to_disk, write_atomically
 from dsllm.data.manifest import TokenizerInfo
-from dsllm.errors import CheckpointError, UserError
+from dsllm.errors import CheckpointError, DamagedError, UserError
 from dsllm.store import Entry, TensorStore, checksum, link_tensor, write_tensor
 from dsllm.training.marker import CONFIG, MARKER, Marker, files_in, sealed
 from dsllm.training.precision import Precision
@@ -86,7 +87,7 @@ class Checkpoint:
             marker.mapping("state"),
         )
         for problem in marker.problems():
-            raise CheckpointError(f"{problem}; remove the folder to go on from the checkpoint before it")
+            raise type(problem)(f"{problem}; remove the folder to go on from the checkpoint before it")
         return checkpoint
 
     def config(self) -> RunConfig:
@@ -133,27 +134,34 @@ class Checkpoints:
         self.run_dir = run_dir
         self.world = world
         self.keep = keep
+        self._seen: list[Path] = []
         self._damaged: dict[Path, str] = {}
         """Those that `newest` passed over, and why."""
 
     def newest(self) -> Checkpoint | None:
         """The newest complete checkpoint that is whole; every byte of it is read and checked, by each rank a share.
 
-        Damaged ones are passed over. Raises `CheckpointError` if there are only such, or if a rank does not see what
-        rank 0 does.
+        Damaged ones are passed over. Raises `CheckpointError` if there are only such, or if one cannot be read: it may
+        be whole, and another host, another day or another version of dsllm may read it.
         """
-        found = self.world.from_main(lambda: complete_checkpoints(self.run_dir))
-        for path in reversed(found):
+        self._seen = self.world.from_main(lambda: complete_checkpoints(self.run_dir))
+        for path in reversed(self._seen):
             try:
-                return self.world.together(partial(self._whole, path))
-            except CheckpointError as error:
+                return self.world.together(partial(self.whole, path))
+            except DamagedError as error:
                 self._damaged[path] = str(error)
         if self._damaged:
             newest, why = next(iter(self._damaged.items()))
             raise CheckpointError(f"{newest.parent}: no checkpoint is whole, --fresh starts over; the newest: {why}")
         return None
 
-    def _whole(self, path: Path) -> Checkpoint:
+    def check_unchanged(self) -> None:
+        """On one rank, with the run's lock: raises `CheckpointError` if another run has written since `newest`."""
+        if complete_checkpoints(self.run_dir) != self._seen:
+            raise CheckpointError(f"{self.run_dir}: another run has just written a checkpoint there; start again")
+
+    def whole(self, path: Path) -> Checkpoint:
+        """A checkpoint, this rank's share of its tensors read and checked; `DamagedError` if one is damaged."""
         checkpoint = Checkpoint.read(path)
         store = checkpoint.store()
         store.verify(list(store.entries.values())[self.world.rank :: self.world.size])
@@ -165,7 +173,7 @@ class Checkpoints:
         for path, why in self._damaged.items():
             aside = path.with_name(f"damaged.{path.name}")
             shutil.rmtree(aside, ignore_errors=True)  # the same step's of an earlier start
-            path.rename(aside)
+            _unwritable_is_said(path, partial(path.rename, aside))
             told.append(f"{path.name}, now {aside.name} ({why})")
         return told
 
@@ -194,7 +202,7 @@ class Checkpoints:
     ) -> None:
         """Make `path` a complete checkpoint of the tensors that `entries` writes, each rank its share."""
         try:
-            self.world.from_main(lambda: _remove(path))
+            self.world.from_main(lambda: _unwritable_is_said(path, lambda: _remove(path)))
             mine = self.world.together(lambda: _unwritable_is_said(path, lambda: _synced(path, entries)))
             written = [entry for share in self.world.everyone(mine) for entry in share]
             store = TensorStore.of(path, written, aliases, steps)
@@ -205,9 +213,10 @@ class Checkpoints:
             raise
 
     def prune(self) -> None:
-        """Remove the checkpoints beyond the newest `keep`."""
+        """Remove the checkpoints beyond the newest `keep`; what cannot be removed now is at the next one."""
         for old in complete_checkpoints(self.run_dir)[: -self.keep]:
-            _remove(old)
+            with suppress(OSError):
+                _remove(old)
 
 
 def complete(store: TensorStore, snapshot: Snapshot) -> None:

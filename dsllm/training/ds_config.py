@@ -10,7 +10,6 @@ A key that says otherwise than the run is an error in words, never silently one 
 """
 
 import copy
-import json
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from dsllm.config import TrainConfig
 from dsllm.errors import ConfigError
+from dsllm.json_file import parse_json
 from dsllm.section import raise_problems
 from dsllm.training.backend import import_deepspeed
 from dsllm.training.precision import Precision
@@ -40,7 +40,7 @@ OURS = {
 def read_ds_config(path: Path) -> dict[str, Any]:
     """DeepSpeed's JSON as it stands in the file; raises `ConfigError` if it cannot be read."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_bytes())
     except OSError as error:
         raise ConfigError(
             f"train.ds_config = {path}: cannot be read ({error.strerror}); name a file as in ds_configs/"
@@ -140,10 +140,17 @@ def _unknown(given: dict[str, Any]) -> Iterator[str]:
             yield f"{key}: no such key; did you mean {close[0]}?"
 
 
+# What would hide from `guard` that gradients are no numbers.
+NEEDED = {("zero_optimization", "compute_grad_norm"): True, ("bf16", "check_grad_overflow"): True}
+
+
 def _contradictions(given: dict[str, Any], merged: dict[str, Any]) -> Iterator[str]:
     for key, where in OURS.items():
         if key in given:
             yield f"{key}: comes from {where}; take it out of this file"
+    for (section, key), needed in NEEDED.items():
+        if _section(given, section).get(key, needed) is not needed:
+            yield f"{section}.{key}: updates are judged by it before they are made; take it out of this file"
     for key, value in merged.items():
         if isinstance(value, dict):
             stated = _section(given, key).get("enabled", "auto")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dsllm.config import TrainConfig
+from dsllm.errors import TrainingError
 from dsllm.models.language_model import LanguageModel
 from dsllm.store import TensorStore
 from dsllm.training.backend import import_deepspeed, import_muon
@@ -116,7 +117,15 @@ def take_step(engine: Any, grad_clip: float, allows: Callable[[float], bool]) ->
     Gives whether the update was made: not if `allows`, given the gradients' global norm before clipping, is against it.
     """
     if not engine.is_gradient_accumulation_boundary() or not isinstance(engine.optimizer, torch.optim.Optimizer):
-        engine.step()
+        try:
+            engine.step()
+        except Exception as error:
+            if "loss scale already at minimum" not in str(error):  # DeepSpeed has no class for it
+                raise
+            raise TrainingError(
+                "the gradients overflow at fp16's smallest loss scale, so they are no numbers; lower train.lr, or take "
+                "train.precision bf16 or fp32. The checkpoints are whole"
+            ) from None
         return bool(engine.was_step_applied())
     # Stage 0 is the bare optimizer: it keeps no norm and looks at no number, and DeepSpeed's clipping there goes tensor
     # by tensor, which a GPU waits for. The gradients are all-reduced by now, so that every rank decides alike.

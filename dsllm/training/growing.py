@@ -84,7 +84,7 @@ class GrowingTrainer(BaseTrainer):
 
     def position(self, name: str) -> Position:
         """An earlier checkpoint of the run, by its name."""
-        checkpoint = self.world.together(lambda: Checkpoint.read(self.checkpoints.folder / name))
+        checkpoint = self.world.together(lambda: self.checkpoints.whole(self.checkpoints.folder / name))
         store = checkpoint.store()
         state = checkpoint.state
         model = checkpoint.config().model

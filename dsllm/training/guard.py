@@ -5,8 +5,9 @@
     why = guard.end(updated)           None, or why the update was left out: told, counted, fatal after many in a row
 
 Both numbers are the same on every rank, and so is the verdict. A spike is a value more than `spike_sigma` standard
-deviations above the mean of the last `spike_window` steps, as in OLMo-core's SkipStepOptimizer. The windows see spikes
-too, so that a lasting rise is the new level after a few steps; a number that is none they never see.
+deviations above the mean of the last `spike_window` steps, as in OLMo-core's SkipStepOptimizer; but norms are judged by
+their logarithms, for they spread to one side, and a deviation counts as at least `LEAST`. The windows see spikes, too:
+a lasting rise is the new level after a few steps. A number that is none they never see.
 """
 
 import math
@@ -15,47 +16,69 @@ from collections.abc import Sequence
 from statistics import fmean, pstdev
 
 from dsllm.config import TrainConfig
+from dsllm.errors import TrainingError
+
+LEAST = 0.05
+"""Nats of loss, and of a norm a twentieth: in a window that hardly moves every rise would be a spike."""
 
 
 class Guard:
-    """Judges every update of a run; `state` and `load_state` carry the windows over a resumption.
+    """Judges every update of a run; `state` and `load_state` carry the windows over a resumption."""
 
-    `scaled`: with fp16's dynamic loss scale gradients overflow while it is found; those do not count as in a row.
-    """
-
-    def __init__(self, train: TrainConfig, scaled: bool = False):
-        self.sigma, self.max_skips, self.scaled = train.spike_sigma, train.max_skips, scaled
+    def __init__(self, train: TrainConfig):
+        self.sigma, self.max_skips = train.spike_sigma, train.max_skips
         self.losses = Window(train.spike_window)
         self.norms = Window(train.spike_window)
+        self.level: int | None = None
         self.in_a_row = 0
         """Updates left out, since the last one that was made."""
         self.loss, self.norm = 0.0, math.inf
+        self._asked = False
         self._objection: str | None = None
 
-    def begin(self, loss: float) -> None:
-        """A step's mean loss over all ranks is known."""
-        self.loss, self.norm, self._objection = loss, math.inf, None
+    @property
+    def spiked(self) -> bool:
+        """Whether this step's update is refused though both its numbers are finite."""
+        return self._objection is not None and math.isfinite(self.loss) and math.isfinite(self.norm)
+
+    def begin(self, loss: float, level: int | None = None) -> None:
+        """A step's mean loss over all ranks is known. On another `level` of the data, losses are of another height."""
+        if level != self.level:
+            self.losses.clear()
+            self.norms.clear()
+        self.loss, self.norm, self.level = loss, math.inf, level
+        self._asked, self._objection = False, None
 
     def allows(self, norm: float) -> bool:
         """Whether this step's update may be made, its gradients having this global norm."""
+        self._asked = True
         self.norm = norm if norm >= 0 else math.inf  # DeepSpeed says -1 for a norm that is no number
         self._objection = (
             _not_finite("loss", self.loss)
             or _not_finite("gradient norm", self.norm)
             or self.losses.objection("loss", self.loss, self.sigma)
-            or self.norms.objection("gradient norm", self.norm, self.sigma)
+            or self.norms.objection("log of the gradient norm", _log(self.norm), self.sigma)
         )
         return self._objection is None
 
-    def end(self, updated: bool) -> str | None:
-        """The step is over: why its update was left out, or None."""
-        if not updated and self._objection is None:  # DeepSpeed saw a gradient overflow before there was a norm
+    def end(self, updated: bool, scale_sinks: bool = False) -> str | None:
+        """The step is over: why its update was left out, or None.
+
+        While fp16's loss scale still sinks to where gradients do not overflow (`scale_sinks`), an overflow does not
+        count as one in a row. Raises `TrainingError` for an update that was made unasked: then nothing is guarded.
+        """
+        if updated and not (self._asked and self._objection is None):
+            raise TrainingError(
+                "an update was made without looking at its gradients; take train.ds_config from ds_configs/, or tell us"
+            )
+        overflowed = not updated and not self._asked  # DeepSpeed saw it before there was a norm
+        if overflowed:
             self._objection = _not_finite("loss", self.loss) or _not_finite("gradient norm", math.inf)
         self.losses.add(self.loss)
-        self.norms.add(self.norm)
+        self.norms.add(_log(self.norm))
         if updated:
             self.in_a_row = 0
-        elif not (self.scaled and math.isfinite(self.loss)):
+        elif not (overflowed and scale_sinks and math.isfinite(self.loss)):
             self.in_a_row += 1
         return self._objection
 
@@ -72,13 +95,20 @@ class Guard:
 
     def state(self) -> dict[str, object]:
         """As JSON."""
-        return {"losses": list(self.losses), "norms": list(self.norms), "in_a_row": self.in_a_row}
+        windows = {"losses": list(self.losses), "norms": list(self.norms)}
+        return {**windows, "level": self.level, "in_a_row": self.in_a_row}
 
-    def load_state(self, losses: Sequence[float] = (), norms: Sequence[float] = (), in_a_row: int = 0) -> None:
+    def load_state(
+        self,
+        losses: Sequence[float] = (),
+        norms: Sequence[float] = (),
+        level: int | None = None,
+        in_a_row: int = 0,
+    ) -> None:
         """Go on from what `state` gave."""
         self.losses.extend(losses)
         self.norms.extend(norms)
-        self.in_a_row = in_a_row
+        self.level, self.in_a_row = level, in_a_row
 
 
 class Window(deque[float]):
@@ -97,10 +127,15 @@ class Window(deque[float]):
         assert self.maxlen is not None
         if not sigma or len(self) < max(2, self.maxlen // 2):
             return None
-        mean, deviation = fmean(self), pstdev(self)
+        mean, deviation = fmean(self), max(pstdev(self), LEAST)
         if value <= mean + sigma * deviation:
             return None
         return f"its {name} is {value:.4g}, {mean:.4g} ± {deviation:.2g} over the last {len(self)} steps"
+
+
+def _log(norm: float) -> float:
+    """Its logarithm; of zero, that of the smallest number."""
+    return math.log(max(norm, 1e-30))
 
 
 def _not_finite(name: str, value: float) -> str | None:

@@ -30,7 +30,7 @@ from dsllm.training.world import World
 EXIT_CODE = 75
 BEAT = 1.0
 """Seconds between two signs of life."""
-GRACE = 15.0
+GRACE = 45.0
 """Seconds for which others may work on when a rank has ended with a message: mostly they are about to end with it."""
 BLAME = 5.0
 """Seconds that a rank with an error waits for word that another is its cause."""
@@ -94,7 +94,11 @@ class Heartbeat:
         """Who has ended with a message, and when."""
         self._closing, self._failing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
-        listener = socket.create_server(("", 0), backlog=world.size) if world.is_main and world.size > 1 else None
+        listener = None
+        if world.is_main and world.size > 1:
+            both = socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if both else socket.AF_INET
+            listener = socket.create_server(("", 0), family=family, backlog=world.size, dualstack_ipv6=both)
         port, word = world.from_main(lambda: (listener.getsockname()[1] if listener else 0, uuid4().hex))
         if world.size > 1:
             world.together(lambda: self._accept(listener, word) if listener else self._connect(port, word))
@@ -119,11 +123,11 @@ class Heartbeat:
                 listener.settimeout(max(0.01, deadline - time.monotonic()))
                 try:
                     link, _ = listener.accept()
-                    link.settimeout(5)
+                    link.settimeout(1)
                     said, _, rank = link.makefile("rb").readline(100).partition(b" ")
-                except TimeoutError:
+                except OSError:
                     if time.monotonic() < deadline:
-                        continue  # a stranger that says nothing
+                        continue  # a stranger that says nothing, or is gone
                     missing = [str(m) for m in self.members[1:] if m.rank not in self.links]
                     raise UserError(
                         f"{', '.join(missing)}: did not reach rank 0 on {self.members[0].host}; "
@@ -151,8 +155,9 @@ class Heartbeat:
     ) -> None:
         if not self.links:
             return
-        as_meant = error is None or isinstance(error, (Stopped, Reinitialise, KeyboardInterrupt, SystemExit))
-        if not as_meant and not isinstance(error, UserError):
+        as_meant = error is None or isinstance(error, (Stopped, Reinitialise))
+        explained = isinstance(error, (UserError, KeyboardInterrupt, SystemExit))
+        if not as_meant and not explained:
             # Another rank's death may be what this one stumbled over: then the thread ends the process and says so.
             self._failing.set()
             self._thread.join(BLAME)
@@ -161,23 +166,29 @@ class Heartbeat:
         for link in self.links.values():
             if as_meant:
                 link.send("left")
-            elif isinstance(error, UserError):
-                link.send("error", str(error)[:1000])
+            elif explained:
+                link.send("error", (str(error) or type(error).__name__)[:1000])
             else:
                 me = self.members[self.rank]
                 link.send("lost", [self.rank], f"{me} ended with {type(error).__name__}: {error}"[:1000])
-            link.socket.close()
+        self._close()
 
     # The thread.
 
     def _watch(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
-        beaten = 0.0
+        beaten = looked = time.monotonic()
         with selectors.DefaultSelector() as selector:
             for link in self.links.values():
                 selector.register(link.socket, selectors.EVENT_READ, link)
             while not self._closing.is_set():
-                if time.monotonic() - beaten >= BEAT:
+                now = time.monotonic()
+                if now - looked > 3 * BEAT:
+                    # It was this process that stood still: suspended, or held by a call that shares nothing.
+                    for link in self.links.values():
+                        link.heard = now
+                looked = now
+                if now - beaten >= BEAT:
                     beaten = time.monotonic()
                     for link in self.links.values():
                         link.send("alive")
@@ -220,5 +231,22 @@ class Heartbeat:
         host = self.members[self.rank].host
         if self.rank == min(m.rank for m in self.members if m.host == host and (m.rank not in ranks)):
             text = f"error: {words}. All ranks end; the same command goes on from the newest checkpoint"
-            print(text, file=sys.stderr, flush=True)
+            # A paused terminal, or a pipe that nobody empties, would hold this thread for ever.
+            say = threading.Thread(target=print, args=(text,), kwargs={"file": sys.stderr, "flush": True}, daemon=True)
+            say.start()
+            say.join(2)
+        self._close()
         os._exit(EXIT_CODE)
+
+    def _close(self) -> None:
+        """Close the connections once the others have what was sent: with input unread, a close can drop it."""
+        deadline = time.monotonic() + 1
+        for link in self.links.values():
+            with suppress(OSError):
+                link.socket.shutdown(socket.SHUT_WR)
+        for link in self.links.values():
+            with suppress(OSError):
+                link.socket.settimeout(max(0.01, deadline - time.monotonic()))
+                while link.socket.recv(2**16) and time.monotonic() < deadline:
+                    pass
+            link.socket.close()

@@ -72,8 +72,17 @@ def take(path: Path) -> tuple[IO[str], str]:
         raise CheckpointError(
             f"{path.parent}: process {pid} on {host} is at work in it; wait for its end, or take another folder"
         ) from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be locked ({error.strerror}); take a folder on a file system that has locks"
+        ) from None
     word = uuid4().hex
-    file.truncate(0)
-    file.write(f"{socket.gethostname()} {os.getpid()} {word}\n")
-    file.flush()
+    try:
+        file.truncate(0)
+        file.write(f"{socket.gethostname()} {os.getpid()} {word}\n")
+        file.flush()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror}); free disk space, or take another folder"
+        ) from None
     return file, word

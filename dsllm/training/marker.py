@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from dsllm.data.files import inside, sha256_of
-from dsllm.errors import CheckpointError, DataError, shown
+from dsllm.errors import CheckpointError, DamagedError, DataError, shown
 from dsllm.json_file import parse_json
 from dsllm.store import INDEX
 
@@ -63,8 +63,10 @@ class Marker:
             return cls(path, facts)
         except FileNotFoundError:
             raise CheckpointError(f"{path}: not a complete checkpoint, its file {MARKER} is missing") from None
-        except (OSError, ValueError, RecursionError, DataError) as error:
+        except (OSError, DataError) as error:
             raise unreadable(path, error) from None
+        except (ValueError, RecursionError) as error:
+            raise DamagedError(str(unreadable(path, error))) from None
 
     def mapping(self, key: str) -> dict[str, Any]:
         """One of its parts that is an object of any keys; raises `CheckpointError` if it is none."""
@@ -81,19 +83,20 @@ class Marker:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise unreadable(self.path, error) from None
 
-    def problems(self) -> Iterator[str]:
-        """A line for each file that is not as it was written; of tensors the size is looked at, not the values."""
+    def problems(self) -> Iterator[CheckpointError]:
+        """An error for each file that is not as it was written; of tensors the size is looked at, not the values."""
         checksums = self.mapping("sha256") if self.sealed else {}
         for name, size in self.mapping("files").items():
             try:
                 file = inside(self.path, name)
-                found = file.stat().st_size if file.is_file() else "no"
-                if found != size:
-                    yield f"{file}: {found} bytes, {shown(size)} were written"
+                if not file.is_file():  # perhaps this host does not see it yet
+                    yield CheckpointError(f"{file}: not there, {shown(size)} bytes were written")
+                elif file.stat().st_size != size:
+                    yield DamagedError(f"{file}: {file.stat().st_size} bytes, {shown(size)} were written")
                 elif name in checksums and checksums[name] != sha256_of(file):
-                    yield f"{file}: its checksum is not the one that was written"
+                    yield DamagedError(f"{file}: its checksum is not the one that was written")
             except (DataError, OSError) as error:
-                yield str(error)
+                yield CheckpointError(str(error))
 
 
 def sealed(facts: dict[str, Any]) -> bytes:

@@ -21,7 +21,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from dsllm.config import MonitorConfig
-from dsllm.data.files import os_errors_named
+from dsllm.data.files import os_errors_named, write_atomically
 from dsllm.errors import TrainingError
 from dsllm.json_file import parse_json
 from dsllm.training.chain_curve import picture
@@ -190,6 +190,11 @@ class Monitor:
             self._file.write(json.dumps(_finite(line), allow_nan=False, default=str) + "\n")
             self._file.flush()
 
+    def sync(self) -> None:
+        """Write the records down to the disk: before a checkpoint counts their steps."""
+        with _unwritable_is_said(self.run_dir):
+            os.fsync(self._file.fileno())
+
     def growth(self, progress: Progress, receipt: dict[str, Any], words: str) -> None:
         """Record a structural event once; for TensorBoard its receipt and a marker at its step."""
         print(words, flush=True)
@@ -230,9 +235,7 @@ class Monitor:
 
     @staticmethod
     def _replace(path: Path, records: list[dict[str, Any]]) -> None:
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in records).encode())
 
 
 def _finite(value: Any) -> Any:

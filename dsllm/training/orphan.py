@@ -26,11 +26,12 @@ class OrphanWatch:
 
     def __init__(self) -> None:
         self.launchers = launchers() if os.environ.get("RANK") else []
+        self.alone = already_alone()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="orphan watch", daemon=True)
 
     def __enter__(self) -> "OrphanWatch":
-        if self.launchers:
+        if self.launchers or self.alone:
             self._thread.start()
         return self
 
@@ -41,10 +42,9 @@ class OrphanWatch:
 
     def _watch(self) -> None:
         while not self._closing.wait(LOOK):
-            gone = next((process for process in self.launchers if not _runs(process)), None)
-            if gone is not None:
+            if self.alone or not all(map(_runs, self.launchers)):
                 if os.environ.get("LOCAL_RANK", "0") == "0":
-                    print(f"the launcher (process {gone.pid}) has died: the run stops", file=sys.stderr, flush=True)
+                    print("the launcher of this run has died: the run stops", file=sys.stderr, flush=True)
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
@@ -57,12 +57,29 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def launchers() -> list[psutil.Process]:
-    """This process's parent; under DeepSpeed's node launcher, that one's parents too, up to what is no shell."""
+    """Which processes' death is this one's end: its parent, unless that is a shell, which may leave its children.
+
+    Under DeepSpeed's node launcher also what started that: directly, or by a shell for this one command.
+    """
     try:
         parents = psutil.Process().parents()
         if not parents or NODE_LAUNCHER not in parents[0].cmdline():
-            return parents[:1]
-        beyond = next((at for at, parent in enumerate(parents[1:], 1) if parent.name() not in SHELLS), len(parents))
-        return parents[: beyond + 1]
+            return [parent for parent in parents[:1] if parent.name() not in SHELLS and parent.pid != 1]
+        found = parents[:1]
+        for parent in parents[1:]:
+            if parent.name() not in SHELLS:
+                return [*found, parent]
+            if "-c" not in parent.cmdline():
+                break
+        return found
     except psutil.Error:  # one that ended just now; or another user's
         return []
+
+
+def already_alone() -> bool:
+    """Whether DeepSpeed's node launcher started this process and is gone: then a process of the system adopted it."""
+    try:
+        parents = psutil.Process().parents()
+        return "CROSS_SIZE" in os.environ and not (parents and NODE_LAUNCHER in parents[0].cmdline())
+    except psutil.Error:
+        return False

@@ -101,17 +101,18 @@ class Batches:
 
     def __init__(self, config: RunConfig, source: SampleSource, rank: int, world_size: int):
         self._config, self._source, self._rank, self._world_size = config, source, rank, world_size
-        self._chains: int | None = None
+        self.chains: int | None = None
+        """Of a curriculum: how long those of the last batch were."""
         self._ahead = self._of(source)
 
     def batch(self, consumed_samples: int, flops: float) -> Batch:
         """This rank's part of the global batch that follows so many samples, and so many training FLOPs."""
         curriculum = self._config.data.curriculum
-        if curriculum is not None and self._chains != chain_length(curriculum, flops):
-            self._chains = chain_length(curriculum, flops)
+        if curriculum is not None and self.chains != chain_length(curriculum, flops):
+            self.chains = chain_length(curriculum, flops)
             self._ahead.close()
             assert isinstance(self._source, ProblemDataset)  # as `check_lengths` has seen
-            self._ahead = self._of(PackedProblems(self._source, self._chains))
+            self._ahead = self._of(PackedProblems(self._source, self.chains))
         return self._ahead.batch(consumed_samples)
 
     def again(self, consumed_samples: int) -> Batch:

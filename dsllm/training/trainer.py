@@ -72,7 +72,7 @@ class BaseTrainer:
         self.config, self.tokenizer = world.together(lambda: resolve_vocabulary(config))
         train = self.config.train
         self.run_dir = Path(config.run_dir)
-        check_agreement(world, facts_of(config, self.tokenizer))
+        check_agreement(world, world.together(lambda: facts_of(config, self.tokenizer)))
         self.splits = world.together(lambda: open_splits(self.config))
         self.loader = world.together(lambda: Batches(self.config, self.splits["train"], world.rank, world.size))
         self.checkpoints = Checkpoints(self.run_dir, world, train.keep_checkpoints)
@@ -100,6 +100,7 @@ class BaseTrainer:
             self.model.compile_parts()
         # The folder is touched only when all that a user can get wrong has been checked.
         self.lock = RunLock(self.run_dir, world)
+        world.from_main(self.checkpoints.check_unchanged)
         self._damaged = world.from_main(self.checkpoints.set_damaged_aside)
         aside = world.from_main(lambda: clear_for(self.config, fresh)) if checkpoint is None else None
         self.progress = Progress() if checkpoint is None else checkpoint.progress
@@ -113,7 +114,7 @@ class BaseTrainer:
         groups = with_weights(self.model, self.base, train.seed, self.parameter_groups(), ds_config, world)
         self.engine = build_engine(self.model, groups, train, ds_config, world)
         self.tensors = EngineTensors(self.engine, self.model)
-        self.guard = Guard(train, scaled=bool(scaler_state(self.engine)))
+        self.guard = Guard(train)
         ask_before_updates(self.engine, self.guard.allows)
         if checkpoint is not None and self.base is not None:
             self.tensors.restore(self.base)
@@ -225,6 +226,7 @@ class BaseTrainer:
         set_lr(self.engine, lr)
         self.model.set_step(self.progress.step + 1)
         self.engine.train()
+        scaler = scaler_state(self.engine)
         total = torch.zeros((), device=self.world.device)
         count, updated = len(batch.tokens), True
         for index, micro in enumerate(self._micro_batches(batch)):
@@ -235,9 +237,12 @@ class BaseTrainer:
             total += loss.detach()
             if index == count - 1:
                 self.before_update()
-                self.guard.begin(float(self.world.total(total.double().cpu())) / count / self.world.size)
+                mean = float(self.world.total(total.double().cpu())) / count / self.world.size
+                self.guard.begin(mean, self.loader.chains)
             updated = take_step(self.engine, self.config.train.grad_clip, self.guard.allows)
-        skipped = self.guard.end(updated)
+        skipped = self.guard.end(updated, scale_sinks=bool(scaler))
+        if self.guard.spiked:
+            set_scaler(self.engine, scaler)  # nothing overflowed: it keeps its scale
         self.progress.advance(
             samples=self.config.train.global_batch_size,
             tokens=self.tokens_per_step,
@@ -282,6 +287,8 @@ class BaseTrainer:
 
     def save(self) -> Path:
         """Write a checkpoint of this step, complete or not there at all."""
+        if self.monitor is not None:
+            self.monitor.sync()
         path = self.checkpoints.save(self.tensors, self.snapshot(), self.base)
         self.base = self.world.together(lambda: TensorStore.read(path))
         return path

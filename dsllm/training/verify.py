@@ -47,7 +47,7 @@ def verify_checkpoint(path: Path) -> Verdict:
     try:
         marker = Marker.read(path)
         sealed = marker.sealed
-        problems += marker.problems()
+        problems += map(str, marker.problems())
         if not problems:
             Checkpoint.read(path).config()
     except UserError as error:

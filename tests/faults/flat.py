@@ -2,7 +2,7 @@
 
     python tests/faults/flat.py [--minutes 30] [--ranks 2] [--out FILE]
 
-A tiny model, with an evaluation every 20 steps and a checkpoint every 10. Each ten seconds each rank's own memory (USS),
+A tiny model, with an evaluation each 20 steps and a checkpoint each 10. Every ten seconds a rank's own memory (USS),
 its open files and its threads are counted; printed is what they grow by in an hour, by least squares over the
 second half, beside the first and the last count.
 """

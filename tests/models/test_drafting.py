@@ -5,6 +5,7 @@ import torch
 
 from dsllm.models.drafting import LONGEST, LookUp
 
+
 def test_what_followed_the_last_three_tokens_before_is_guessed():
     assert LookUp([1, 2, 3, 4, 5, 6, 7, 9, 2, 3, 8, 1, 2, 3]).guess(2) == [4, 5]
 

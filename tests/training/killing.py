@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # when it executes itself anew
 
-from tests.forked import begin  # noqa: E402
+from tests.forked import begin
 
 END = "--end="
 """SIGNAL@RANK@POINT: that rank sends itself a signal there."""
