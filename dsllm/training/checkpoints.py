@@ -134,7 +134,7 @@ class Checkpoints:
         self.run_dir = run_dir
         self.world = world
         self.keep = keep
-        self._seen: list[Path] = []
+        self._seen: list[Path] | None = None
         self._damaged: dict[Path, str] = {}
         """Those that `newest` passed over, and why."""
 
@@ -145,7 +145,7 @@ class Checkpoints:
         be whole, and another host, another day or another version of dsllm may read it.
         """
         self._seen = self.world.from_main(lambda: complete_checkpoints(self.run_dir))
-        for path in reversed(self._seen):
+        for path in reversed(self._seen or []):
             try:
                 return self.world.together(partial(self.whole, path))
             except DamagedError as error:
@@ -157,7 +157,7 @@ class Checkpoints:
 
     def check_unchanged(self) -> None:
         """On one rank, with the run's lock: raises `CheckpointError` if another run has written since `newest`."""
-        if complete_checkpoints(self.run_dir) != self._seen:
+        if self._seen is not None and complete_checkpoints(self.run_dir) != self._seen:
             raise CheckpointError(f"{self.run_dir}: another run has just written a checkpoint there; start again")
 
     def whole(self, path: Path) -> Checkpoint:

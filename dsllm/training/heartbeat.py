@@ -182,13 +182,7 @@ class Heartbeat:
             for link in self.links.values():
                 selector.register(link.socket, selectors.EVENT_READ, link)
             while not self._closing.is_set():
-                now = time.monotonic()
-                if now - looked > 3 * BEAT:
-                    # It was this process that stood still: suspended, or held by a call that shares nothing.
-                    for link in self.links.values():
-                        link.heard = now
-                looked = now
-                if now - beaten >= BEAT:
+                if time.monotonic() - beaten >= BEAT:
                     beaten = time.monotonic()
                     for link in self.links.values():
                         link.send("alive")
@@ -197,7 +191,13 @@ class Heartbeat:
                     if lines is None:
                         selector.unregister(key.fileobj)
                     self._read(key.data, lines)
-                self._judge()
+                now = time.monotonic()
+                if now - looked > 3 * BEAT:
+                    # It was this process that stood still: suspended, or held by a call that shares nothing.
+                    for link in self.links.values():
+                        link.heard = now
+                looked = now
+                self._judge(now)
 
     def _read(self, link: Link, lines: list[list[Any]] | None) -> None:
         """What a peer said; None if its connection is closed."""
@@ -212,9 +212,8 @@ class Heartbeat:
             elif what == "lost":
                 self._lost(*words)
 
-    def _judge(self) -> None:
+    def _judge(self, now: float) -> None:
         """End if a rank is silent, or has ended with a message while this one works on."""
-        now = time.monotonic()
         silent = [link.peer for link in self.links.values() if not link.left and now - link.heard > self.lost_after]
         if silent:
             who, has = ", ".join(map(str, silent)), "has" if len(silent) == 1 else "have"

@@ -14,7 +14,7 @@ import yaml
 
 from dsllm.training.checkpoints import checkpoint_name, complete_checkpoints
 from dsllm.training.monitor import read_metrics
-from tests.multihost.hosts import REPOSITORY, Cluster
+from tests.multihost.hosts import REPOSITORY, Cluster, name_of
 from tests.multihost.test_training import write_tokens
 
 STEPS, LOST_AFTER = 160, 6
@@ -103,12 +103,12 @@ def training(cluster: Cluster, host: str) -> psutil.Process:
 def kill_launcher(cluster: Cluster) -> None:
     """With pdsh below it, as when a login node runs out of memory."""
     for process in cluster.hosts["node1"].processes():
-        if process.name() in ("deepspeed", "pdsh"):
+        if name_of(process) in ("deepspeed", "pdsh"):
             process.kill()
 
 
 def terminate_launcher(cluster: Cluster) -> None:
-    next(p for p in cluster.hosts["node1"].processes() if p.name() == "deepspeed").terminate()
+    next(p for p in cluster.hosts["node1"].processes() if name_of(p) == "deepspeed").terminate()
 
 
 @dataclass(frozen=True)

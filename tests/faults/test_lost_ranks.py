@@ -57,6 +57,23 @@ def test_the_others_end_with_its_name_and_the_run_goes_on_with_fewer(fault, reci
     assert [r["step"] for r in read_metrics(tmp_path / "run") if r["kind"] == "train"] == list(range(1, 9))
 
 
+def test_a_run_that_was_suspended_as_a_whole_goes_on(recipe, tmp_path):
+    run_dir = tmp_path / "run"
+    options = ["--train.lost_after=3", "--train.steps=400", "--train.eval_every=0", "--train.test_samples=0"]
+    command = ["launch/train.py", f"--config={recipe}", f"--run_dir={run_dir}", *options]
+    ranks, deadline = begin(command, tmp_path / "log", ranks=2), time.monotonic() + 60
+    while not ((run_dir / METRICS).exists() and '"step": 9' in (run_dir / METRICS).read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for number, pause in ((signal.SIGSTOP, 8), (signal.SIGCONT, 0)):
+        for process in ranks:
+            os.kill(process.pid, number)
+        time.sleep(pause)
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0], (tmp_path / "log").read_text()
+
+
 @pytest.mark.parametrize("which", ["deepspeed", "deepspeed.launcher.launch"])
 def test_a_run_whose_launcher_was_killed_stops_with_a_complete_checkpoint(which, recipe, tmp_path):
     run_dir = tmp_path / "run"

@@ -137,6 +137,14 @@ class Host(Namespace):
         subprocess.run([*self.enter(), "/usr/sbin/sshd", "-f", config, "-E", log], check=True, timeout=30)
 
 
+def name_of(process: psutil.Process) -> str | None:
+    """A process's name; None if it has just ended."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return None
+
+
 class Cluster:
     """Hosts node1, node2 … on one switch; see `hosts`."""
 
@@ -247,7 +255,9 @@ class Cluster:
     def jobs(self) -> list[psutil.Process]:
         """What was started on the hosts and still runs, but for ssh's own ends of connections."""
         found = (process for host in self.hosts.values() if not host.ended for process in host.processes())
-        return [process for process in found if process.pid not in self._resident and process.name() != "sshd"]
+        return [
+            process for process in found if process.pid not in self._resident and name_of(process) not in ("sshd", None)
+        ]
 
     def kill(self, name: str) -> None:
         """Takes the power from a host: no farewell on its connections, and every process gone."""

@@ -119,7 +119,9 @@ def test_any_number_of_ranks_and_any_stage_may_go_on(tmp_path):
 def test_a_checkpoint_with_a_damaged_part_is_named(tmp_path, damage):
     path = write_checkpoint(tmp_path, 5)
     damage(path / "weight" / "part.npy")
-    with pytest.raises(CheckpointError, match=r"part\.npy: (3|no) bytes, 5 were written; remove the folder to go on"):
+    with pytest.raises(
+        CheckpointError, match=r"part\.npy: (3|not there, 5) bytes(, 5)? were written; remove the folder to go on"
+    ):
         Checkpoint.read(path)
 
 
