@@ -6,6 +6,7 @@ node2                           └ launch ─ rank 1
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,8 +97,12 @@ def wait(reached: Callable[[], bool], seconds: float) -> None:
 
 def training(cluster: Cluster, host: str) -> psutil.Process:
     """The training process of a host."""
-    found = [p for p in cluster.hosts[host].processes() if "launch/train.py" in p.cmdline()]
-    return next(p for p in found if "deepspeed.launcher.launch" not in p.cmdline() and "RANK" in p.environ())
+    for process in cluster.hosts[host].processes():
+        with suppress(psutil.NoSuchProcess):
+            words = process.cmdline()
+            if "launch/train.py" in words and "deepspeed.launcher.launch" not in words and "RANK" in process.environ():
+                return process
+    raise AssertionError(f"nothing trains on {host}")
 
 
 def kill_launcher(cluster: Cluster) -> None:
