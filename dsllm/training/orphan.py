@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from itertools import takewhile
 from types import TracebackType
 
 import psutil
@@ -59,7 +60,8 @@ def _runs(process: psutil.Process) -> bool:
 def launchers() -> list[psutil.Process]:
     """Which processes' death is this one's end: its parent, unless that is a shell, which may leave its children.
 
-    Under DeepSpeed's node launcher also what started that: directly, or by a shell for this one command.
+    Under DeepSpeed's node launcher also what started that: directly, or by a shell for this one command; and if that
+    was ssh from this very host, what called ssh: an ssh whose pdsh is gone lives on.
     """
     try:
         parents = psutil.Process().parents()
@@ -68,12 +70,24 @@ def launchers() -> list[psutil.Process]:
         found = parents[:1]
         for parent in parents[1:]:
             if parent.name() not in SHELLS:
-                return [*found, parent]
+                return [*found, parent, *_callers()]
             if "-c" not in parent.cmdline():
                 break
         return found
     except psutil.Error:  # one that ended just now; or another user's
         return []
+
+
+def _callers() -> list[psutil.Process]:
+    """On the launching host: the ssh at the other end of the connection by which this process came, pdsh, deepspeed."""
+    words = os.environ.get("SSH_CONNECTION", "").split()  # the client's address and port, and the server's
+    for connection in psutil.net_connections("tcp") if len(words) == 4 else []:
+        ports = [str(end.port) for end in (connection.laddr, connection.raddr) if end]
+        if ports == [words[1], words[3]] and connection.pid:
+            ssh = psutil.Process(connection.pid)
+            above = takewhile(lambda p: p.name() == "pdsh" or any("deepspeed" in w for w in p.cmdline()), ssh.parents())
+            return [ssh, *above]
+    return []
 
 
 def already_alone() -> bool:

@@ -72,7 +72,7 @@ class Run:
         Gives the seconds until its first step is recorded.
         """
         saved = int(complete_checkpoints(self.run_dir)[-1].name.removeprefix("step_"))
-        assert saved >= 20
+        assert 20 <= saved < STEPS  # it was disturbed, and not at its end
         cluster.hostfile.write_text("".join(f"node{number} slots=1\n" for number in range(1, hosts + 1)))
         process, begun = cluster.start(self.command(cluster)), time.monotonic()
         wait(lambda: self.starts() == [(saved, hosts)] and max(self.losses()) > saved, 60)
@@ -106,10 +106,8 @@ def training(cluster: Cluster, host: str) -> psutil.Process:
 
 
 def kill_launcher(cluster: Cluster) -> None:
-    """With pdsh below it, as when a login node runs out of memory."""
-    for process in cluster.hosts["node1"].processes():
-        if name_of(process) in ("deepspeed", "pdsh"):
-            process.kill()
+    """As when a login node runs out of memory."""
+    next(p for p in cluster.hosts["node1"].processes() if name_of(p) == "deepspeed").kill()
 
 
 def terminate_launcher(cluster: Cluster) -> None:
