@@ -237,7 +237,7 @@ def full_disk(run: Run, name: str) -> float | None:
 
 def flip_a_bit(run: Run) -> None:
     found = complete_checkpoints(run.path)
-    if found:
+    if len(found) > 1:  # the only one has none behind it to go on from: that start is refused, as it should be
         files = [path for path in found[-1].rglob("*") if path.is_file() and path.stat().st_nlink == 1]
         path = run.draw.choice(files)
         content = bytearray(path.read_bytes())
