@@ -71,6 +71,18 @@ POINTS = {
 }
 """Of the first structural event of a life, in their order; the last ones come after the process began anew."""
 
+PLAIN_POINTS = {
+    "an evaluation has begun": Point("before", "dsllm.training.trainer:evaluate", 2),
+    "an evaluation is not recorded": Point("before", "dsllm.training.monitor:Monitor.evaluation", 2),
+    "a step is not recorded": Point("before", "dsllm.training.monitor:Monitor.train", 3),
+    "a tensor is written": Point("after", "dsllm.training.checkpoints:write_tensor", 7),
+    "the index is not written": Point("before", "dsllm.store:TensorStore.finish", 2),
+    "the marker is not written": Point("before", "dsllm.training.checkpoints:write_atomically", 2, of="/COMPLETE"),
+    "latest names the one before": Point("before", "dsllm.training.checkpoints:write_atomically", 2, of="/latest"),
+    "an old checkpoint has lost its marker": Point("before", "shutil:rmtree"),
+}
+"""Of a run that does not grow."""
+
 
 def live(arguments: Sequence[str], folder: Path, ranks: int = 1, end: str | None = None) -> list[int]:
     """Train on processes of this machine until they end; when one is killed, the others are too.
@@ -98,7 +110,7 @@ def main(arguments: Sequence[str]) -> None:
     for end in (word.removeprefix(END) for word in arguments if word.startswith(END)):
         name, rank, point = end.split("@")
         if rank == os.environ.get("RANK", "0"):
-            arm(POINTS[point], signal.Signals[name])
+            arm({**POINTS, **PLAIN_POINTS}[point], signal.Signals[name])
     run(trainer_for, [word for word in arguments if not word.startswith((END, FULL))])
 
 
