@@ -13,7 +13,11 @@ from tests.multihost.hosts import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk of its own needs root")
+MOUNTING = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or subprocess.run(MOUNTING, capture_output=True).returncode != 0,
+    reason="mounting a disk of its own needs root and namespaces",
+)
 
 
 def in_a_shell(script):
