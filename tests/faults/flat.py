@@ -22,6 +22,7 @@ import psutil
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
+from tests.faults.soak_faults import prepare_text  # noqa: E402
 from tests.launching import environment, launcher  # noqa: E402
 
 EVERY = 10.0
@@ -31,13 +32,12 @@ COUNTS["threads"] = psutil.Process.num_threads
 
 def recipe(folder: Path) -> Path:
     """Text and a configuration with more steps than there is time for."""
-    command = [sys.executable, "-m", "data_prep", "tokenize", "--tokenizer", "bytes", "--source", "installed:mpmath"]
-    subprocess.run([*command, "--out", folder / "data"], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+    data = prepare_text(folder)
     path = folder / "flat.yaml"
     path.write_text(
         f"""run_dir: {folder / "run"}
 model: {{name: gpt2, n_layer: 2, n_head: 2, n_embd: 64, context: 128}}
-data: {{path: {folder / "data"}}}
+data: {{path: {data}}}
 train: {{steps: 1000000, micro_batch_size: 2, global_batch_size: 8, precision: fp32, eval_every: 20, eval_samples: 8,
         test_samples: 0, checkpoint_every: 10, schedule: wsd}}
 monitor: {{log_every: 1}}
