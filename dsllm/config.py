@@ -175,6 +175,8 @@ class TrainConfig(Section):
     """Newest checkpoints that are kept."""
     lost_after: float = Field(default=30.0, ge=3)
     """Seconds without a sign of life from another rank, after which every rank ends: its host or network is down."""
+    meet_within: float = Field(default=60.0, ge=3)
+    """Seconds within which all ranks have to come together, at the start and after each structural event."""
     activation_checkpointing: (
         Literal["none", "all"] | PositiveInt | list[NonNegativeInt] | dict[Literal["levels"], list[NonNegativeInt]]
     ) = "none"

@@ -16,11 +16,13 @@ LONGEST_VALUE = 200
 
 
 class UserError(Exception):
-    """Something the user can put right. The message names thing, value and cure; commands exit with code 2.
+    """Something the user can put right. The message names thing, value and cure; commands exit with `exit_code`.
 
     One that would fill screens, as when a file of the wrong kind was given, is shortened in its midst: the thing stands
     at the beginning and the cure at the end.
     """
+
+    exit_code = 2
 
     def __str__(self) -> str:
         return shortened(super().__str__(), LONGEST_MESSAGE)
@@ -66,6 +68,13 @@ class TrainingError(UserError):
     """A run that does not learn any more, or that cannot write what it did."""
 
 
+class RankError(UserError):
+    """Another rank is lost, or has not come: nothing to put right in the command, which goes on when started again."""
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: try again."""
+
+
 class Stopped(Exception):
     """A signal asked the run to stop; every rank knows it, and a complete checkpoint is written."""
 
@@ -77,7 +86,7 @@ class Stopped(Exception):
 
 @contextmanager
 def user_errors_exit() -> Iterator[None]:
-    """Within it a `UserError` ends the process with exit code 2 and its message alone on standard error.
+    """Within it a `UserError` ends the process with its exit code and its message alone on standard error.
 
     So does a reader of standard output that has closed it, as `| head` does, without a word and with exit code 141.
     """
@@ -88,7 +97,7 @@ def user_errors_exit() -> Iterator[None]:
             sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
     except BrokenPipeError:
         if not _closed(sys.stdout.fileno()):
             raise  # another pipe or a connection

@@ -42,6 +42,25 @@ monitor: {{log_every: 1}}
 
 
 @pytest.fixture(scope="session")
+def growing(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two blocks that become four after step 2 of 4, under adapters."""
+    path = tmp_path_factory.mktemp("recipe") / "growing.yaml"
+    path.write_text(
+        f"""
+run_dir: runs/growing
+model: {{name: progressive, n_layer: 2, n_head: 2, n_embd: 16, context: 16}}
+data: {{path: {data_folder}}}
+train: {{steps: 4, micro_batch_size: 2, global_batch_size: 4, lr: 1.0e-2, precision: fp32,
+        eval_every: 3, eval_samples: 4, test_samples: 4, checkpoint_every: 0}}
+growth: {{operator: interpose, lora: {{rank: 2}}, policy: {{name: schedule, at: [0.5]}}, watch_every: 0,
+         probe_samples: 4}}
+monitor: {{log_every: 1, tensorboard: false}}
+"""
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
 def trained_run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run of `recipe` in a single process, at ZeRO 0."""
     run_dir = tmp_path_factory.mktemp("runs") / "one_rank"

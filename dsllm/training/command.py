@@ -14,7 +14,6 @@ from dsllm.command_line import parse
 from dsllm.config import RunConfig
 from dsllm.errors import Reinitialise, Stopped
 from dsllm.training.console import speak_into_the_void
-from dsllm.training.heartbeat import Heartbeat
 from dsllm.training.hostfile import check_launcher
 from dsllm.training.orphan import OrphanWatch
 from dsllm.training.progressive import ProgressiveTrainer
@@ -39,7 +38,7 @@ def run(trainer: Callable[[RunConfig, World, bool], BaseTrainer], argv: Sequence
     """Train as the command line says, and end the process; `trainer` is a class of trainers, or what makes one.
 
     Exit codes: 2 after one message for what the user can put right; 143 or 130 when a signal stopped the run, after a
-    complete checkpoint; 75 when another rank was lost. Errors that nobody foresaw are raised.
+    complete checkpoint; 75 when another rank was lost or has not come. Errors that nobody foresaw are raised.
     """
     speak_into_the_void()
     try:
@@ -57,8 +56,9 @@ def _train(trainer: Callable[[RunConfig, World, bool], BaseTrainer], argv: Seque
     arguments = parse(argv, usage)
     check_launcher()
     try:
-        with OrphanWatch(), joined() as world, Heartbeat(world, arguments.config.train.lost_after):
-            trainer(arguments.config, world, arguments.fresh).train()
+        config, train = arguments.config, arguments.config.train
+        with OrphanWatch(), joined(str(config.run_dir), train.lost_after, train.meet_within) as world:
+            trainer(config, world, arguments.fresh).train()
     except Reinitialise:
         restart()
     except Stopped as stopped:

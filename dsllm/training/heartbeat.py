@@ -6,10 +6,9 @@
 
 Rank 0 tells the others whom it has lost; of rank 0 itself each knows alone. Then every process ends, at once and with
 exit code 75 ("try again", as sysexits.h has it): it stands in a collective operation that no longer comes to its end,
-and gloo and NCCL wait for minutes. A thread does it, over a TCP connection of its own.
+and gloo and NCCL wait for minutes. A thread does it, over the connections by which the ranks met.
 """
 
-import json
 import os
 import selectors
 import signal
@@ -19,15 +18,12 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn
-from uuid import uuid4
 
-from dsllm.errors import Reinitialise, Stopped, UserError
-from dsllm.training.world import World
+from dsllm.errors import RankError, Reinitialise, Stopped, UserError
+from dsllm.training.meeting import Link, Member, Party
 
-EXIT_CODE = 75
 BEAT = 1.0
 """Seconds between two signs of life."""
 GRACE = 45.0
@@ -36,118 +32,20 @@ BLAME = 5.0
 """Seconds that a rank with an error waits for word that another is its cause."""
 
 
-@dataclass(frozen=True)
-class Member:
-    """One rank, as the others name it."""
-
-    rank: int
-    host: str
-    pid: int
-
-    def __str__(self) -> str:
-        return f"rank {self.rank} on {self.host} (process {self.pid})"
-
-
-@dataclass
-class Link:
-    """The connection to one other rank."""
-
-    peer: Member
-    socket: socket.socket
-    heard: float
-    """When, by the monotonic clock; so for the next."""
-    unread: bytes = b""
-    left: bool = False
-    """It said that it ends and that all is well, or the connection is closed and why is known."""
-
-    def send(self, *words: object) -> None:
-        """Send a line, unless nobody is there any more; never waits."""
-        with suppress(OSError):
-            self.socket.send(f"{json.dumps(words)}\n".encode())
-
-    def receive(self) -> list[list[Any]] | None:
-        """The lines that have come; None if the connection is closed."""
-        try:
-            found = self.socket.recv(2**16)
-        except BlockingIOError:
-            return []
-        except OSError:
-            return None
-        if not found:
-            return None
-        self.heard = time.monotonic()
-        *lines, self.unread = (self.unread + found).split(b"\n")
-        return [json.loads(line) for line in lines]
-
-
 class Heartbeat:
-    """Within it this process ends, with a message, as soon as another rank is lost. Made by all ranks together.
+    """From its making on, and until it is left, this process ends with a message as soon as another rank is lost."""
 
-    Raises `UserError` on every rank if one cannot reach rank 0.
-    """
-
-    def __init__(self, world: World, lost_after: float):
-        self.rank, self.lost_after = world.rank, lost_after
-        self.members = world.everyone(Member(world.rank, socket.gethostname(), os.getpid()))
-        self.links: dict[int, Link] = {}
+    def __init__(self, party: Party, lost_after: float):
+        self.rank, self.members, self.links = party.rank, party.members, party.links
+        self.lost_after = lost_after
         self._errors: list[tuple[float, Member, str]] = []
         """Who has ended with a message, and when."""
         self._closing, self._failing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
-        listener = None
-        if world.is_main and world.size > 1:
-            both = socket.has_dualstack_ipv6()
-            family = socket.AF_INET6 if both else socket.AF_INET
-            listener = socket.create_server(("", 0), family=family, backlog=world.size, dualstack_ipv6=both)
-        port, word = world.from_main(lambda: (listener.getsockname()[1] if listener else 0, uuid4().hex))
-        if world.size > 1:
-            world.together(lambda: self._accept(listener, word) if listener else self._connect(port, word))
-
-    def _connect(self, port: int, word: str) -> None:
-        main = self.members[0]
-        address = os.environ["MASTER_ADDR"]
-        try:
-            link = socket.create_connection((address, port), timeout=self.lost_after)
-            link.sendall(f"{word} {self.rank}\n".encode())
-        except OSError as error:
-            raise UserError(
-                f"{main}: its port {port} at {address} cannot be reached from {socket.gethostname()} ({error}); "
-                f"open the TCP ports between the hosts"
-            ) from None
-        self._add(main, link)
-
-    def _accept(self, listener: socket.socket, word: str) -> None:
-        deadline = time.monotonic() + self.lost_after
-        with listener:
-            while len(self.links) < len(self.members) - 1:
-                listener.settimeout(max(0.01, deadline - time.monotonic()))
-                try:
-                    link, _ = listener.accept()
-                    link.settimeout(1)
-                    said, _, rank = link.makefile("rb").readline(100).partition(b" ")
-                except OSError:
-                    if time.monotonic() < deadline:
-                        continue  # a stranger that says nothing, or is gone
-                    missing = [str(m) for m in self.members[1:] if m.rank not in self.links]
-                    raise UserError(
-                        f"{', '.join(missing)}: did not reach rank 0 on {self.members[0].host}; "
-                        f"open the TCP ports between the hosts"
-                    ) from None
-                if said == word.encode():
-                    self._add(self.members[int(rank)], link)
-                else:
-                    link.close()
-
-    def _add(self, peer: Member, link: socket.socket) -> None:
-        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        link.setblocking(False)
-        self.links[peer.rank] = Link(peer, link, time.monotonic())
-
-    def __enter__(self) -> "Heartbeat":
-        for link in self.links.values():
-            link.heard = time.monotonic()
         if self.links:
             self._thread.start()
+
+    def __enter__(self) -> "Heartbeat":
         return self
 
     def __exit__(
@@ -181,6 +79,7 @@ class Heartbeat:
         with selectors.DefaultSelector() as selector:
             for link in self.links.values():
                 selector.register(link.socket, selectors.EVENT_READ, link)
+                self._read(link, link.early)
             while not self._closing.is_set():
                 if time.monotonic() - beaten >= BEAT:
                     beaten = time.monotonic()
@@ -235,7 +134,7 @@ class Heartbeat:
             say.start()
             say.join(2)
         self._close()
-        os._exit(EXIT_CODE)
+        os._exit(RankError.exit_code)
 
     def _close(self) -> None:
         """Close the connections once the others have what was sent: with input unread, a close can drop it."""

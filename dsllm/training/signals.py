@@ -6,9 +6,8 @@ ranks SIGTERM one after the other, with up to 30 s for each, so a rank must not 
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
-
-from dsllm.training.world import World
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -16,8 +15,9 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class StopSignals:
     """Within it the stopping signals are noted; `agreed` says on all ranks alike whether any rank has had one."""
 
-    def __init__(self, world: World):
-        self.world = world
+    def __init__(self, maximum: Callable[[int], int]):
+        """`maximum` gives the largest of all ranks' values, on every rank."""
+        self.maximum = maximum
         self._received = 0
         self._agreed = 0
         self._before: dict[int, object] = {}
@@ -45,7 +45,7 @@ class StopSignals:
     def agreed(self) -> int:
         """The signal to stop for, 0 if none; a collective call over the ranks."""
         if not self._agreed:
-            self._agreed = self.world.maximum(self._received)
+            self._agreed = self.maximum(self._received)
         return self._agreed
 
     def _note(self, signum: int, frame: FrameType | None) -> None:

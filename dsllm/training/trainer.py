@@ -122,7 +122,7 @@ class BaseTrainer:
             self.guard.load_state(**checkpoint.state.get("guard", {}))  # a model that has just grown brings none
             self.load_state(checkpoint.state["trainer"])
         self.alarm = LeakAlarm(self.parameters, self.model.vocab_size, world.device, self.config.data.mask_documents)
-        self.signals = StopSignals(world)
+        self.signals = StopSignals(world.maximum)
         self.rates = Rates(self.tokens_per_step)
         self.monitor = world.together(lambda: self._begin(checkpoint is not None, aside))
 

@@ -21,12 +21,11 @@ import torch.distributed as dist
 
 from dsllm.errors import Reinitialise, Stopped, UserError
 from dsllm.training.backend import import_deepspeed
+from dsllm.training.heartbeat import Heartbeat
+from dsllm.training.meeting import meet
 from dsllm.training.network import export_interface
 
 T = TypeVar("T")
-
-PORT_PATIENCE = 20.0
-"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -95,22 +94,41 @@ class World:
 
 
 @contextmanager
-def joined(timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
-    """Join the ranks of this run: the environment is completed, the process group made and, at the end, destroyed."""
+def joined(
+    run: str = "",
+    lost_after: float = 30.0,
+    meet_within: float = 60.0,
+    timeout: timedelta = timedelta(minutes=10),
+) -> Iterator[World]:
+    """Join the ranks of this run: the environment is completed, the process group made and, at the end, destroyed.
+
+    From the ranks' meeting on this process ends, with exit code 75, as soon as another is lost (`Heartbeat`).
+
+    Args:
+        run: What tells its ranks from those of another run that meet at the same port.
+        lost_after: Seconds without a sign of life from another rank, after which it counts as lost.
+        meet_within: Seconds within which all ranks have to come; `RankError` if one does not.
+        timeout: How long a collective operation may take.
+    """
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     if "RANK" not in os.environ:
         os.environ.update(alone, MASTER_PORT=str(free_port()))
     export_interface(os.environ)
-    local_rank = int(os.environ["LOCAL_RANK"])
+    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     torch.set_num_threads(threads_per_process(int(os.environ.get("LOCAL_SIZE", "1"))))
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
-    _rendezvous(timeout)
+    store = dist.TCPStore(host, 0, size, is_master=True, wait_for_workers=False) if rank == 0 else None
+    party = meet(run, rank, size, (host, port), meet_within, word=store.port if store else None)
+    heartbeat = Heartbeat(party, lost_after)
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    _make_groups(store or dist.TCPStore(host, party.word, size), rank, size, device, timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), local_rank, device, control)
+        with heartbeat:
+            yield World(rank, size, local_rank, device, control)
     except (UserError, Stopped, Reinitialise, KeyboardInterrupt):
         dist.destroy_process_group()
         raise
@@ -118,29 +136,19 @@ def joined(timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def _rendezvous(timeout: timedelta) -> None:
-    """Join the process group; try again for a while if the port is taken, for a run that restarts lets go of it."""
+def _make_groups(store: dist.Store, rank: int, size: int, device: torch.device, timeout: timedelta) -> None:
+    """The process group of all ranks, by a store of our own, and DeepSpeed's view of it."""
     deepspeed = import_deepspeed()
-    deadline = time.monotonic() + PORT_PATIENCE
-    while True:
-        try:
-            deepspeed.init_distributed(verbose=False, timeout=timeout)
-            return
-        except dist.DistNetworkError as error:
-            if "EADDRINUSE" not in str(error):
-                raise
-            if time.monotonic() > deadline:
-                port = os.environ["MASTER_PORT"]
-                raise UserError(
-                    f"port {port} for the ranks' rendezvous is taken, maybe by another run on this host; "
-                    f"start with another --master_port. A run that was under way goes on where it was"
-                ) from None
-        time.sleep(0.5)
+    backend = deepspeed.get_accelerator().communication_backend_name()
+    # One process has no peer; a device bound there makes every later group a split of NCCL's communicator.
+    bound = device if device.type == "cuda" and size > 1 else None
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=bound)
+    deepspeed.init_distributed(verbose=False, timeout=timeout)
 
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Within it a `UserError` ends the process with exit code 2, and one rank of each host says why.
+    """Within it a `UserError` ends the process with its exit code, and one rank of each host says why.
 
     All ranks mostly meet the same error. The first of a host speaks; the others wait to be ended by the launcher, and
     speak only when it does not come, for then the error is theirs alone.
@@ -151,7 +159,7 @@ def one_voice() -> Iterator[None]:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(8)
         print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
 
 
 def threads_per_process(processes: int) -> int:

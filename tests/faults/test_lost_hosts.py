@@ -1,13 +1,16 @@
 """A host, its network, a process or the launcher is lost while two hosts train: all ends, names it, and goes on."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.faults.host_faults import FAULTS, Fault, Run, write_recipe
+from dsllm.training.monitor import read_metrics
+from tests.faults.host_faults import FAULTS, Fault, Run, wait, write_recipe
 from tests.forked import forked
-from tests.multihost.hosts import Cluster, hosts, missing_requirement
+from tests.multihost.hosts import REPOSITORY, Cluster, hosts, missing_requirement
 
 pytestmark = [pytest.mark.multihost, pytest.mark.slow]
 
@@ -44,3 +47,33 @@ def test_all_ends_and_names_what_is_lost_and_the_same_command_goes_on(
     assert seconds < fault.within, output
     job.goes_on(cluster, fault.hosts)
     assert job.losses() == pytest.approx(undisturbed, rel=1e-4)
+
+
+def test_a_host_that_is_cut_off_while_the_ranks_meet_anew_ends_all(
+    cluster: Cluster, growing: Path, tmp_path: Path
+) -> None:
+    options = ["--config", growing, "--run_dir", tmp_path / "run", "--train.meet_within=6"]
+    master = cluster.hosts["node1"].address
+    command = ["deepspeed", "--hostfile", cluster.hostfile, "--master_addr", master]
+    killing = REPOSITORY / "tests" / "training" / "killing.py"
+    process = cluster.start([*command, killing, *options, "--end=SIGSTOP@1@the process begins anew"])
+    wait(lambda: stopped(cluster, "node2") != [], 60)
+    cluster.cut("node2")
+    for rank in stopped(cluster, "node2"):
+        rank.resume()
+    output, _ = process.communicate(timeout=60)
+    wait(lambda: not cluster.jobs(), 60)
+    assert process.returncode not in (0, 2) and "Traceback" not in output, output
+    assert "error: rank 1 has not come to rank 0 on node1" in output
+    cluster.mend("node2")
+    done = cluster.run([*command, "launch/train.py", *options])
+    assert done.returncode == 0, done.stdout
+    assert [r["step"] for r in read_metrics(tmp_path / "run") if r["kind"] == "train"] == [1, 2, 3, 4]
+
+
+def stopped(cluster: Cluster, host: str) -> list[psutil.Process]:
+    found = []
+    for process in cluster.hosts[host].processes():
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if process.status() == psutil.STATUS_STOPPED else []
+    return found

@@ -4,13 +4,15 @@ import os
 import re
 import signal
 import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 
 import psutil
 import pytest
 
 from dsllm.training.checkpoints import complete_checkpoints
 from dsllm.training.monitor import METRICS, read_metrics
-from tests.forked import begin
+from tests.forked import REPOSITORY, begin
 from tests.launching import start, train, train_command
 
 pytestmark = pytest.mark.slow
@@ -59,7 +61,7 @@ def test_the_others_end_with_its_name_and_the_run_goes_on_with_fewer(fault, reci
 
 def test_a_run_that_was_suspended_as_a_whole_goes_on(recipe, tmp_path):
     run_dir = tmp_path / "run"
-    options = ["--train.lost_after=3", "--train.steps=400", "--train.eval_every=0", "--train.test_samples=0"]
+    options = ["--train.lost_after=3", "--train.steps=150", "--train.eval_every=0", "--train.test_samples=0"]
     command = ["launch/train.py", f"--config={recipe}", f"--run_dir={run_dir}", *options]
     ranks, deadline = begin(command, tmp_path / "log", ranks=2), time.monotonic() + 60
     while not ((run_dir / METRICS).exists() and '"step": 9' in (run_dir / METRICS).read_text()):
@@ -72,6 +74,41 @@ def test_a_run_that_was_suspended_as_a_whole_goes_on(recipe, tmp_path):
     for process in ranks:
         process.join(120)
     assert [process.exitcode for process in ranks] == [0, 0], (tmp_path / "log").read_text()
+
+
+KILLING = REPOSITORY / "tests" / "training" / "killing.py"
+
+
+@pytest.fixture
+def between(growing: Path, tmp_path: Path):
+    """Two ranks, of which rank 1 is killed when both begin anew after a structural event, so that rank 0 is alone."""
+
+    def begun(**options: float) -> tuple[ForkServerProcess, Path]:
+        words = [f"--config={growing}", f"--run_dir={tmp_path / 'run'}", "--end=SIGKILL@1@the process begins anew"]
+        chosen = [f"--train.{key}={value}" for key, value in options.items()]
+        ranks = begin([str(KILLING), *words, *chosen], tmp_path / "log", ranks=2)
+        ranks[1].join(120)
+        assert ranks[1].exitcode == -signal.SIGKILL
+        return ranks[0], tmp_path / "log"
+
+    return begun
+
+
+def test_a_rank_lost_while_the_ranks_meet_anew_ends_the_others_and_the_run_goes_on(between, growing, tmp_path):
+    waiting, log = between(meet_within=5)
+    waiting.join(60)
+    assert waiting.exitcode == 75, log.read_text()
+    assert re.search(r"error: rank 1 has not come to rank 0 on \S+ \(process \d+\) within 5 s", log.read_text())
+    train(growing, tmp_path / "run", ranks=1)
+    assert [r["step"] for r in read_metrics(tmp_path / "run") if r["kind"] == "train"] == [1, 2, 3, 4]
+
+
+def test_a_rank_that_waits_for_a_lost_one_heeds_a_signal(between):
+    waiting, log = between(meet_within=300)
+    os.kill(waiting.pid, signal.SIGTERM)
+    waiting.join(30)
+    assert waiting.exitcode == 143, log.read_text()
+    assert "stopped by SIGTERM before the ranks had met" in log.read_text()
 
 
 @pytest.mark.parametrize("which", ["deepspeed", "deepspeed.launcher.launch"])

@@ -21,9 +21,6 @@ from tests.training.killing import POINTS, live
 
 pytestmark = pytest.mark.slow
 
-GROWN, STEPS = 2, 4
-"""The step after which the model grows, and the run's last."""
-
 
 @dataclass
 class Run:
@@ -93,32 +90,13 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def recipe(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two blocks that become four after step 2 of 4, under adapters."""
-    path = tmp_path_factory.mktemp("recipe") / "growing.yaml"
-    path.write_text(
-        f"""
-run_dir: runs/growing
-model: {{name: progressive, n_layer: 2, n_head: 2, n_embd: 16, context: 16}}
-data: {{path: {data_folder}}}
-train: {{steps: {STEPS}, micro_batch_size: 2, global_batch_size: 4, lr: 1.0e-2, precision: fp32,
-        eval_every: 3, eval_samples: 4, test_samples: 4, checkpoint_every: 0}}
-growth: {{operator: interpose, lora: {{rank: 2}}, policy: {{name: schedule, at: [0.5]}}, watch_every: 0,
-         probe_samples: 4}}
-monitor: {{log_every: 1, tensorboard: false}}
-"""
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Run]:
+def undisturbed(growing: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Run]:
     """The run at a ZeRO stage on a number of ranks, from beginning to end in one go."""
     runs: dict[tuple[int, int], Run] = {}
 
     def run(stage: int, ranks: int) -> Run:
         if (stage, ranks) not in runs:
-            runs[stage, ranks] = Run(recipe, tmp_path_factory.mktemp("undisturbed")).finished(stage, ranks)
+            runs[stage, ranks] = Run(growing, tmp_path_factory.mktemp("undisturbed")).finished(stage, ranks)
         return runs[stage, ranks]
 
     return run
@@ -168,14 +146,14 @@ NOT_IN_TURN = ("the grown checkpoint is there", "the old process ends", "the pro
 
 
 @pytest.mark.parametrize("point", ONE_BY_ONE)
-def test_a_run_killed_once_ends_with_the_same_bits(point, undisturbed, recipe, tmp_path):
-    run = Run(recipe, tmp_path)
+def test_a_run_killed_once_ends_with_the_same_bits(point, undisturbed, growing, tmp_path):
+    run = Run(growing, tmp_path)
     run.killed(0, 1, point)
     assert_same(run.finished(0, 1), undisturbed(0, 1))
 
 
-def test_a_run_killed_at_every_point_in_turn_ends_with_the_same_bits(undisturbed, recipe, tmp_path):
-    run = Run(recipe, tmp_path)
+def test_a_run_killed_at_every_point_in_turn_ends_with_the_same_bits(undisturbed, growing, tmp_path):
+    run = Run(growing, tmp_path)
     for point in POINTS:
         if point not in NOT_IN_TURN:
             run.killed(0, 1, point)
@@ -200,9 +178,9 @@ ENDS = {
 
 @pytest.mark.parametrize("stage", ENDS)
 def test_two_ranks_of_which_one_is_killed_or_stopped_again_and_again_end_with_the_same_bits(
-    stage, undisturbed, recipe, tmp_path
+    stage, undisturbed, growing, tmp_path
 ):
-    run = Run(recipe, tmp_path)
+    run = Run(growing, tmp_path)
     for end in ENDS[stage]:
         run.ended(stage, 2, end)
     assert_same(run.finished(stage, 2), undisturbed(stage, 2))
@@ -218,8 +196,10 @@ LIVES = [
 ]
 
 
-def test_a_killed_run_goes_on_with_other_ranks_and_stages_and_ends_near_the_same_weights(undisturbed, recipe, tmp_path):
-    run, whole = Run(recipe, tmp_path), undisturbed(0, 1)
+def test_a_killed_run_goes_on_with_other_ranks_and_stages_and_ends_near_the_same_weights(
+    undisturbed, growing, tmp_path
+):
+    run, whole = Run(growing, tmp_path), undisturbed(0, 1)
     for point, stage, ranks in LIVES:
         run.killed(stage, ranks, point)
     run.finished(2, 2)
@@ -232,9 +212,9 @@ def test_a_killed_run_goes_on_with_other_ranks_and_stages_and_ends_near_the_same
     assert len(run.records("growth")) == 1
 
 
-def test_kills_at_a_merge_and_the_growth_that_follows_it_at_once_leave_no_trace(recipe, tmp_path_factory):
+def test_kills_at_a_merge_and_the_growth_that_follows_it_at_once_leave_no_trace(growing, tmp_path_factory):
     two_events = ["--growth.policy={name: schedule, at: [0.25, 0.5]}"]
-    run, whole = (Run(recipe, tmp_path_factory.mktemp(name), two_events) for name in ("killed", "whole"))
+    run, whole = (Run(growing, tmp_path_factory.mktemp(name), two_events) for name in ("killed", "whole"))
     whole.finished(0, 1)
     assert list(whole.receipts()) == ["step_00000001.01", "step_00000002.01", "step_00000002.02"]
     for point in [
@@ -249,8 +229,8 @@ def test_kills_at_a_merge_and_the_growth_that_follows_it_at_once_leave_no_trace(
     assert_same(run.finished(0, 1), whole)
 
 
-def test_a_signal_at_a_growth_event_stops_with_143_and_nothing_is_lost(undisturbed, recipe, tmp_path):
-    run, whole = Run(recipe, tmp_path), undisturbed(0, 1)
+def test_a_signal_at_a_growth_event_stops_with_143_and_nothing_is_lost(undisturbed, growing, tmp_path):
+    run, whole = Run(growing, tmp_path), undisturbed(0, 1)
     for point in ["the old process ends", "the engine is not verified", "the gradients are not verified"]:
         run.ended(0, 1, f"SIGTERM@0@{point}")
     assert "Traceback" not in run.log
@@ -260,11 +240,11 @@ def test_a_signal_at_a_growth_event_stops_with_143_and_nothing_is_lost(undisturb
     assert run.receipts() == whole.receipts()
 
 
-def test_fresh_starts_over_with_the_small_model_and_grows_once(undisturbed, recipe, tmp_path):
+def test_fresh_starts_over_with_the_small_model_and_grows_once(undisturbed, growing, tmp_path):
     whole = undisturbed(0, 1)
-    run = Run(recipe, tmp_path)
+    run = Run(growing, tmp_path)
     shutil.copytree(whole.path, run.path)
-    Run(recipe, tmp_path, ["--fresh"]).finished(0, 1)
+    Run(growing, tmp_path, ["--fresh"]).finished(0, 1)
     assert [r["event"] for r in run.records("event")] == ["start", "grow", "resume", "end"]
     assert (run.path / "set_aside.1" / "growth").exists()
     assert_same(run, whole)
@@ -282,8 +262,8 @@ GROWN_TENSORS = pytest.mark.parametrize("name", ["blocks.2.mlp.up.weight", "bloc
 
 
 @GROWN_TENSORS
-def test_a_grown_checkpoint_that_is_damaged_is_set_aside_and_the_event_repeated(name, undisturbed, recipe, tmp_path):
-    run = Run(recipe, tmp_path)
+def test_a_grown_checkpoint_that_is_damaged_is_set_aside_and_the_event_repeated(name, undisturbed, growing, tmp_path):
+    run = Run(growing, tmp_path)
     run.killed(0, 1, "the old process ends")
     grown = run.path / "checkpoints" / "step_00000002.01"
     flip_a_bit(grown / "weight" / f"{name}.npy")
@@ -297,9 +277,9 @@ def test_a_grown_checkpoint_that_is_damaged_is_set_aside_and_the_event_repeated(
 
 @GROWN_TENSORS
 def test_a_grown_checkpoint_that_is_not_what_was_planned_is_refused_and_the_event_can_be_repeated(
-    name, undisturbed, recipe, tmp_path
+    name, undisturbed, growing, tmp_path
 ):
-    run = Run(recipe, tmp_path)
+    run = Run(growing, tmp_path)
     run.killed(0, 1, "the old process ends")
     grown = run.path / "checkpoints" / "step_00000002.01"
     flip_a_bit(grown / "weight" / f"{name}.npy")
