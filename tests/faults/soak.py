@@ -5,8 +5,9 @@
 A run trains a tiny model, a plain one or one that grows under adapters, and meets one to four faults, drawn by the
 seed: a kill of one rank or of all, a signal, a kill at a named point of a save or of a structural event, a full disk, a
 flipped bit in the newest checkpoint, a checkpoint or a record cut short, another number of ranks, another ZeRO stage.
-After each the same command is started again. It survives if each start either goes on or ends as that fault should,
-and if in the end every step stands in the records once, with the losses of a run that nothing happened to.
+After each the same command is started again. There is no launcher: every rank has to end by itself. A run survives if
+each start either goes on or ends as that fault should, and if in the end every step stands in the records once, with
+the losses of a run that nothing happened to.
 
 Prints a table by fault, one by change of ranks and stage with the largest difference in loss, and a line for each run
 that was lost, whose folder is kept.
@@ -104,7 +105,7 @@ def prepare(folder: Path) -> Soak:
 {sections}
 data: {{path: {data}}}
 train: {{steps: {STEPS}, micro_batch_size: 2, global_batch_size: 12, lr: 1.0e-2, precision: fp32, eval_every: 6,
-        eval_samples: 4, test_samples: 4, checkpoint_every: 2, keep_checkpoints: 3, lost_after: 10}}
+        eval_samples: 4, test_samples: 4, checkpoint_every: 2, keep_checkpoints: 3, lost_after: 10, meet_within: 10}}
 monitor: {{log_every: 1, tensorboard: false}}
 """
         )

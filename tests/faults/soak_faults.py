@@ -24,7 +24,7 @@ from tests.forked import REPOSITORY, begin
 from tests.training import killing
 from tests.training.killing import END, FULL, POINTS
 
-STEPS, PATIENCE, ALONE = 24, 60.0, 20.0
+STEPS, PATIENCE = 24, 60.0
 MODELS = {
     "plain": "model: {name: gpt2, n_layer: 2, n_head: 2, n_embd: 16, context: 16}",
     "growing": """model: {name: progressive, n_layer: 2, n_head: 2, n_embd: 16, context: 16}
@@ -92,16 +92,8 @@ class Run:
                 disturb(processes)
                 begun = time.monotonic()
             running = {process.sentinel: process for process in processes}
-            ended = len(running)
             while running:
-                # Ranks that have met end together by themselves. One that waits for others to come is ended by the
-                # launcher, whose part is played here.
-                patience = PATIENCE if len(running) == ended else ALONE
-                found = wait(list(running), timeout=patience)
-                if not found and len(running) < ended and patience == ALONE:
-                    for process in running.values():
-                        process.terminate()
-                    found = wait(list(running), timeout=PATIENCE)
+                found = wait(list(running), timeout=PATIENCE)
                 if not found:
                     raise LostRunError(f"{len(running)} of {len(processes)} processes did not end in {PATIENCE:g} s")
                 for sentinel in found:
