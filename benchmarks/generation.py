@@ -56,7 +56,8 @@ def of_transformers(model: LanguageModel, **options: Any) -> Generate:
     """The same function by transformers."""
     config = transformers.GPT2Config(**huggingface_config(model.config))  # type: ignore[arg-type]
     theirs = transformers.GPT2LMHeadModel(config).to(default_device(), model.head.weight.dtype).eval()
-    theirs.load_state_dict(to_huggingface(model.state_dict(), model.config.n_layer))
+    theirs.load_state_dict(to_huggingface(model.state_dict(), model.config), strict=False)  # the head is tied
+    theirs.tie_weights()
 
     def generate(prompt: Tensor, new: int) -> Tensor:
         settings = {"do_sample": False, "use_cache": True, "pad_token_id": 0, "eos_token_id": None, **options}

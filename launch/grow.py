@@ -19,7 +19,8 @@ from dsllm.growth.summary import summary
 from dsllm.registry import OPERATORS
 from dsllm.section import describe, raise_problems, validate
 from dsllm.training.checkpoints import Checkpoint, find_checkpoint
-from dsllm.training.offline import check_free, grow, growing_of, plan_growth, read_plan, write_plan
+from dsllm.training.new_folder import check_free
+from dsllm.training.offline import grow, growing_of, plan_growth, read_plan, write_plan
 
 
 def main() -> None:

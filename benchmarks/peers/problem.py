@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from dsllm.config import RunConfig
 from dsllm.models import skeleton
 from dsllm.models.gpt2 import GPT2Config
-from dsllm.models.huggingface import huggingface_config, to_huggingface
+from dsllm.models.huggingface import GPT2, huggingface_config, layout_of, to_huggingface
 from dsllm.training.sources import Batches, open_splits, resolve_vocabulary
 from dsllm.training.tensors import initial_values
 
@@ -33,9 +33,8 @@ def write_problem(config: RunConfig, folder: Path) -> None:
     weights = {name: torch.empty(parameter.shape) for name, parameter in model.named_parameters()}
     for name, value in weights.items():
         fill(name, value)
-    weights["head.weight"] = weights["wte.weight"]
-    named = to_huggingface(weights, config.model.n_layer)
-    del named["lm_head.weight"]  # tied
+    assert layout_of(config.model) is GPT2, "contenders have learned positions"
+    named = to_huggingface(weights, config.model)
     save_file({name: value.contiguous() for name, value in named.items()}, folder / "weights.safetensors")
     loader = Batches(config, open_splits(config)["train"], 0, 1)
     steps = [loader.batch(step * train.global_batch_size, 0.0).tokens for step in range(train.steps)]

@@ -11,14 +11,13 @@ The folder gets its name last: so what a kill leaves is never taken for a run, a
 are linked where nothing changes and tensors made one by one; the models asked are the mapped files themselves.
 """
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dsllm.config import LoRAConfig
-from dsllm.data.files import sync_to_disk, write_atomically
+from dsllm.data.files import write_atomically
 from dsllm.errors import CheckpointError, ConfigError
 from dsllm.growth.grow import Growing
 from dsllm.growth.merge import detach_plan, merge_plan
@@ -30,8 +29,8 @@ from dsllm.section import raise_problems
 from dsllm.store import TensorStore
 from dsllm.training.checkpoints import Checkpoint, Snapshot, checkpoint_name, complete
 from dsllm.training.growth_state import FOLDER
-from dsllm.training.lock import take
 from dsllm.training.monitor import Monitor
+from dsllm.training.new_folder import check_free, prepared
 from dsllm.training.offline_receipt import OfflineReceipt, samples_of, verify
 from dsllm.training.receipt import timed
 from dsllm.training.run_folder import write_config
@@ -113,12 +112,6 @@ def growing_of(checkpoint: Checkpoint, plan: GrowthPlan) -> Growing:
 # Growing.
 
 
-def check_free(out: Path) -> None:
-    """Raises `CheckpointError` if there is something at `out` already, but for an empty folder."""
-    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise CheckpointError(f"{out}: there is something already; name a new folder, nothing is written over")
-
-
 def grow(checkpoint: Checkpoint, plan: GrowthPlan, out: Path, probe_samples: int = 8) -> OfflineReceipt:
     """Make `out` the folder of a run that begins with the grown model, at the step of `checkpoint`.
 
@@ -133,7 +126,7 @@ def grow(checkpoint: Checkpoint, plan: GrowthPlan, out: Path, probe_samples: int
     seconds: dict[str, float] = {}
     with timed(seconds, "source"):
         growing.source.verify(growing.source.entries.values())
-    with _prepared(out) as folder:
+    with prepared(out, "growing") as folder:
         path = folder / "checkpoints" / checkpoint_name(checkpoint.progress.step)
         with timed(seconds, "grow"):
             path.mkdir(parents=True)
@@ -157,31 +150,7 @@ def grow(checkpoint: Checkpoint, plan: GrowthPlan, out: Path, probe_samples: int
     return receipt
 
 
-# The folder.
-
-
-@contextmanager
-def _prepared(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, this process's alone, that becomes `out` at the end, or vanishes when that fails."""
-    folder = out.absolute().parent / f".{out.absolute().name}.growing"
-    lock = folder / ".lock"
-    file, _ = take(lock)
-    with file:
-        for left in folder.iterdir():  # by a command that was killed
-            if left != lock:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        try:
-            yield folder
-            folder.rename(out)
-            sync_to_disk(folder.parent)
-        except BaseException as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, OSError):
-                reason = " ".join(str(error).split())[:200]
-                raise CheckpointError(
-                    f"{out}: cannot be written ({reason}); free disk space or name another folder"
-                ) from None
-            raise
+# Words.
 
 
 @contextmanager

@@ -20,13 +20,23 @@ both_positions = pytest.mark.parametrize("positions", ["rotary", "learned"])
 
 
 def transformers_model(model):
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**huggingface_config(model.config))).eval()
-    theirs.load_state_dict(to_huggingface(model.state_dict(), model.config.n_layer))
+    """The same function by transformers: its GPT-2 with learned positions, its GPT-NeoX with rotary ones."""
+    learned = model.config.positions == "learned"
+    of, make = (
+        (transformers.GPT2Config, transformers.GPT2LMHeadModel)
+        if learned
+        else (transformers.GPTNeoXConfig, transformers.GPTNeoXForCausalLM)
+    )
+    theirs = make(of(**huggingface_config(model.config))).eval()
+    missing, unexpected = theirs.load_state_dict(to_huggingface(model.state_dict(), model.config), strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight", "embed_out.weight"}  # tied
+    theirs.tie_weights()
     return theirs
 
 
-def test_logits_loss_and_gradients_are_those_of_transformers(small, ids):
-    ours = small(positions="learned")
+@both_positions
+def test_logits_loss_and_gradients_are_those_of_transformers(small, ids, positions):
+    ours = small(positions=positions)
     theirs = transformers_model(ours)
     inputs, targets = ids[:, :-1], ids[:, 1:]
     with torch.no_grad():
@@ -36,15 +46,16 @@ def test_logits_loss_and_gradients_are_those_of_transformers(small, ids):
     assert loss.item() == pytest.approx(reference.item(), abs=1e-5)
     loss.backward()
     reference.backward()
-    gradients = to_huggingface({n: p.grad for n, p in ours.named_parameters(remove_duplicate=False)}, 3)
+    gradients = to_huggingface({n: p.grad for n, p in ours.named_parameters(remove_duplicate=False)}, ours.config)
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(
             gradients[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
-def test_greedy_text_is_that_of_transformers(small, ids):
-    model = small(positions="learned")
+@both_positions
+def test_greedy_text_is_that_of_transformers(small, ids, positions):
+    model = small(positions=positions)
     prompt = ids[:, :4]
     reference = transformers_model(model).generate(
         prompt, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None
@@ -52,15 +63,12 @@ def test_greedy_text_is_that_of_transformers(small, ids):
     assert model.generate(prompt, 12, temperature=0).equal(reference)
 
 
-def test_weights_come_back_from_transformers_as_they_were(small):
-    state = small(positions="learned").state_dict()
-    back = from_huggingface(to_huggingface(state, 3), 3)
-    assert back.keys() == state.keys() and all(back[name].equal(state[name]) for name in state)
-
-
-def test_rotary_weights_do_not_go_to_transformers(small):
-    with pytest.raises(ConfigError, match=r"model.positions = rotary: .* train with model.positions = learned"):
-        huggingface_config(small().config)
+@both_positions
+def test_weights_come_back_from_transformers_as_they_were(small, positions):
+    model = small(positions=positions)
+    state = model.state_dict()
+    back = from_huggingface(to_huggingface(state, model.config), model.config)
+    assert back.keys() == state.keys() - {"head.weight"} and all(back[name].equal(state[name]) for name in back)
 
 
 def test_windowed_weights_do_not_go_to_transformers(small):

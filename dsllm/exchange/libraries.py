@@ -1,0 +1,26 @@
+"""The libraries of the ecosystem, imported where they are used: training does without them."""
+
+import logging
+from importlib import import_module
+from typing import Any
+
+from dsllm.errors import DataError
+
+
+def transformers() -> Any:
+    """Hugging Face transformers; raises `DataError` if it is not installed."""
+    found = _library("transformers")
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+    return found
+
+
+def peft() -> Any:
+    """Hugging Face peft; raises `DataError` if it is not installed."""
+    return _library("peft")
+
+
+def _library(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise DataError(f"{name}: not installed ({error}); `pip install 'dsllm[hub]'`, or {name} itself") from None
