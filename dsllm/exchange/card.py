@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dsllm.exchange.forms import Form
 from dsllm.training.checkpoints import Checkpoint
 from dsllm.training.monitor import METRICS, read_metrics
 
@@ -33,15 +34,16 @@ Losses are means over the tokens of the split, in nats. The tokenizer is {tokeni
 """
 
 
-def model_card(checkpoint: Checkpoint, name: str, architecture: str, parameters: int, options: str = "") -> str:
-    """The text of README.md; `options` are further arguments of `from_pretrained`."""
+def model_card(checkpoint: Checkpoint, name: str, form: Form) -> str:
+    """The text of README.md."""
+    parameters = sum(map(math.prod, form.shapes.values()))
     rows = {"parameters": f"{parameters:,}", **dict(_training(checkpoint)), **dict(_results(checkpoint))}
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     tokenizer = checkpoint.origin.tokenizer
     return CARD.format(
         name=name,
-        architecture=architecture,
-        options=options,
+        architecture=form.architecture,
+        options=", trust_remote_code=True" if form.code else "",
         table=table,
         tokenizer=tokenizer.name,
         end_of_text=tokenizer.end_of_text,

@@ -48,6 +48,11 @@ class LayerCache:
         self._kv[1][:, :, kept] = v[:, :, T - len(kept) :]
         return keys, values
 
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows (n,) of the batch."""
+        if self._kv is not None:
+            self._kv = self._kv.index_select(1, rows)
+
 
 class KVCache:
     """A `LayerCache` for every executed layer; `capacity` is the most tokens it can hold."""

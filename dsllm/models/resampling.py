@@ -45,6 +45,13 @@ class LevelCache:
         self.spread = Held()
         self.read = Held()
 
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows (n,) of the batch."""
+        self.inputs, self.outputs, self.spread.block, self.read.block = (
+            None if part is None else part.index_select(0, rows)
+            for part in (self.inputs, self.outputs, self.spread.block, self.read.block)
+        )
+
 
 def unfolded(blocks: Tensor, count: int) -> Tensor:
     """Blocks (B, n, s, C) of s vectors each as `count` vectors, cut on the right: (B, count, C)."""

@@ -1,6 +1,8 @@
 """What is exported is opened by transformers and peft alone, and is the same function."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,8 +32,15 @@ MODELS = {
     "adapters, rotary": f"name: progressive, n_layer: 2, lora: {LORA}, bases: [0, 0]",
     "adapters on attention alone": "name: progressive, n_layer: 2, lora: {rank: 4, freeze: attention}",
     "mixed from templates": "name: progressive, n_layer: 4, uses: 2, mixture: {templates: 2}",
+    "convolution attention": "name: conv_attention, strides: [4, 2], widths: [16, 32, 48], encoder: [1, 0], "
+    "decoder: [0, 1]",
+    "convolution attention, more": "name: conv_attention, strides: [2], widths: [32, 32], encoder: [1], decoder: [1], "
+    f"taps: [4], expansion: 2, windows: [8, null], read_out: [0], lora: {LORA}",
     "open gates": "name: progressive, n_layer: 2, gate: {blocks: [1], steps: 2}, positions: learned",
 }
+
+
+CLASSES = {"learned": "GPT2LMHeadModel", "rotary": "GPTNeoXForCausalLM", "levels": "ConvAttentionForCausalLM"}
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +74,8 @@ def ids(rows: int = 3, tokens: int = 48) -> torch.Tensor:
 
 def opened(folder: Path, **options: object) -> transformers.PreTrainedModel:
     """What transformers makes of a folder; it finds all weights that it looks for, and no others."""
-    model, found = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    ask = transformers.AutoModelForCausalLM.from_pretrained
+    model, found = ask(folder, output_loading_info=True, trust_remote_code=bool(list(folder.glob("*.py"))), **options)
     assert not any(found.values()), found
     return model.eval()
 
@@ -76,8 +86,7 @@ def test_logits_and_greedy_text_are_ours(name, trained, tmp_path):
     checkpoint = find_checkpoint(run)
     export(checkpoint, tmp_path / "out")
     ours, theirs = load_model(run), opened(tmp_path / "out")
-    learned = ours.config.positions == "learned"
-    assert type(theirs).__name__ == ("GPT2LMHeadModel" if learned else "GPTNeoXForCausalLM")
+    assert type(theirs).__name__ == CLASSES[getattr(ours.config, "positions", "levels")]
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids()).logits, ours(ids()).logits, rtol=1e-5, atol=1e-5)
     known = load_tokenizer_of(checkpoint).size
@@ -106,7 +115,10 @@ def test_rows_of_the_vocabulary_that_mean_nothing_are_never_generated(trained, t
     assert text.max() < 257
 
 
-@pytest.mark.parametrize("name", ["adapters on shared blocks", "adapters, rotary", "adapters on attention alone"])
+ADAPTED = [name for name, model in MODELS.items() if "lora" in model]
+
+
+@pytest.mark.parametrize("name", ADAPTED)
 def test_adapters_go_to_peft_and_onto_their_exported_base(name, trained, tmp_path):
     run = trained(MODELS[name])
     export_adapters(find_checkpoint(run), tmp_path / "out")
@@ -118,7 +130,9 @@ def test_adapters_go_to_peft_and_onto_their_exported_base(name, trained, tmp_pat
         torch.testing.assert_close(adapted(ids()).logits, expected, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(alone, expected, atol=1e-3)
         torch.testing.assert_close(adapted.merge_and_unload()(ids()).logits, expected, rtol=1e-5, atol=1e-5)
-    auto = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out" / "adapter").eval()
+    own_code = bool(list((tmp_path / "out" / "base").glob("*.py")))
+    ask = peft.AutoPeftModelForCausalLM.from_pretrained
+    auto = ask(tmp_path / "out" / "adapter", trust_remote_code=own_code).eval()
     with torch.no_grad():
         torch.testing.assert_close(auto(ids()).logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -198,3 +212,46 @@ def test_nothing_is_written_over(trained, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="there is something already"):
         export(find_checkpoint(trained(MODELS["gpt2, rotary positions"])), tmp_path)
+
+
+GENERATING = """
+import sys
+sys.modules["dsllm"] = None
+import torch, transformers
+from torch.nn.functional import cross_entropy
+model = transformers.AutoModelForCausalLM.from_pretrained({folder!r}, trust_remote_code=True).eval()
+prompt = torch.arange(32).reshape(2, 16)
+seen = []
+hook = lambda module, arguments, options: seen.append(options["input_ids"].shape[1])
+handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+cached = model.generate(prompt, max_new_tokens=20, do_sample=False, eos_token_id=None)
+assert seen == [16] + [1] * 19, seen
+handle.remove()
+assert cached.equal(model.generate(prompt, max_new_tokens=20, do_sample=False, eos_token_id=None, use_cache=False))
+for cache in (True, False):
+    beams = dict(num_beams=3, do_sample=False, eos_token_id=None, use_cache=cache)
+    print(model.generate(prompt, max_new_tokens=12, **beams).tolist())
+found = model(prompt, labels=prompt)
+assert torch.isclose(found.loss, cross_entropy(found.logits[:, :-1].flatten(0, 1), prompt[:, 1:].flatten()))
+"""
+
+
+def test_convolution_attention_generates_with_its_cache_and_needs_no_other_file(trained, tmp_path):
+    run = trained(MODELS["convolution attention"])
+    export(find_checkpoint(run), tmp_path / "out")
+    program = GENERATING.format(folder=str(tmp_path / "out"))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with_cache, without = done.stdout.splitlines()
+    assert with_cache == without
+
+
+def test_convolution_attention_says_what_it_cannot_read(trained, tmp_path):
+    run = trained(MODELS["convolution attention"])
+    export(find_checkpoint(run), tmp_path / "out")
+    model = opened(tmp_path / "out")
+    with pytest.raises(ValueError, match="padding on the left"):
+        model(ids(1, 4), attention_mask=torch.tensor([[0, 1, 1, 1]]))
+    with pytest.raises(ValueError, match="more than 48 tokens"):
+        model.generate(ids(1, 40) % 200, max_new_tokens=20, do_sample=False, eos_token_id=None)
+    assert "trust_remote_code=True" in (tmp_path / "out" / "README.md").read_text()
