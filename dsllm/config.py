@@ -259,6 +259,9 @@ class RunConfig(Section):
 
     run_dir: Path
     """The run's folder; the same command on it resumes."""
+    init_from: str | None = None
+    """hf: and a folder, or a name on the hub: a pre-trained GPT-2 of transformers that the run begins with, by its
+    weights, and its sizes where `model` leaves them out. Null: weights by `train.seed`."""
     model: SerializeAsAny[ModelConfig] = ModelConfig()
     data: DataConfig
     train: TrainConfig = TrainConfig()

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 from dsllm.errors import DataError
 from dsllm.exchange.libraries import transformers
 from dsllm.tokenizer import Tokenizer
+from dsllm.tokenizer.byte_level import spelled
 from dsllm.tokenizer.byte_pair import BytePairTokenizer
 from dsllm.tokenizer.bytes import ByteTokenizer
 from dsllm.tokenizer.hugging_face import TOKENIZER_FILE, HuggingFaceTokenizer
@@ -86,18 +87,3 @@ def parts(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
         at = joined.index(min(joined))
         pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
     return pieces[0], pieces[1]
-
-
-def _characters() -> list[str]:
-    """What byte-level tokenizers write for each byte: itself where it can be seen, else a character from 256 on."""
-    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = iter(range(256, 512))
-    return [chr(byte) if byte in seen else chr(next(hidden)) for byte in range(256)]
-
-
-CHARACTERS = _characters()
-
-
-def spelled(token: bytes) -> str:
-    """A token's bytes as a byte-level tokenizer writes them: b" the" is "Ġthe"."""
-    return "".join(CHARACTERS[byte] for byte in token)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from dsllm.data.indexed import token_dtype
 from dsllm.data.manifest import TokenizerInfo
+from dsllm.tokenizer.byte_level import spelled
 
 REPLACEMENT = "\ufffd"
 
@@ -57,6 +58,10 @@ class Tokenizer(ABC):
         """The text of the ids; what is no UTF-8, and each id outside of the vocabulary, shows as U+FFFD."""
 
     @abstractmethod
+    def spellings(self) -> dict[str, int]:
+        """All tokens by their spelling in a `tokenizer.json`, special ones included."""
+
+    @abstractmethod
     def token_bytes(self) -> npt.NDArray[np.int64]:
         """UTF-8 bytes that each token stands for, shape (size,); 0 for end-of-text and other special tokens."""
 
@@ -82,6 +87,10 @@ class TableTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         unknown = REPLACEMENT.encode()
         return b"".join(self._text_of.get(int(id), unknown) for id in ids).decode("utf-8", errors="replace")
+
+    def spellings(self) -> dict[str, int]:
+        special = self._special
+        return {(text.decode() if id in special else spelled(text)): id for id, text in self._text_of.items()}
 
     def token_bytes(self) -> npt.NDArray[np.int64]:
         counts = np.zeros(self.size, np.int64)

@@ -108,6 +108,10 @@ class HuggingFaceTokenizer(Tokenizer):
             run = []
         return text[: -len(REPLACEMENT)]
 
+    def spellings(self) -> dict[str, int]:
+        found: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return found
+
     def token_bytes(self) -> npt.NDArray[np.int64]:
         counts = np.zeros(self.size, np.int64)
         byte_level = _mentions(self._definition.get("decoder"), "ByteLevel")

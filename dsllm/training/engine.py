@@ -12,7 +12,7 @@ from dsllm.models.language_model import LanguageModel
 from dsllm.store import TensorStore
 from dsllm.training.backend import import_deepspeed, import_muon
 from dsllm.training.compiling import hide_hooks
-from dsllm.training.tensors import groups_by_age, initial_values, materialise, stored_values
+from dsllm.training.tensors import Fill, groups_by_age, materialise, stored_values
 from dsllm.training.world import World
 
 
@@ -41,22 +41,21 @@ def build_engine(
 
 def with_weights(
     model: LanguageModel,
+    first: Fill | None,
     store: TensorStore | None,
-    seed: int,
     groups: list[dict[str, Any]],
     ds_config: dict[str, Any],
     world: World,
 ) -> list[dict[str, Any]]:
-    """Give a model its weights, those in a checkpoint's `store` or initial ones; gives `groups` of its parameters anew.
+    """Give a model its `first` weights, or those in a checkpoint's `store`; gives `groups` of its parameters anew.
 
     The groups are chosen before, for at ZeRO-3 a parameter has no shape afterwards.
     """
-    if store is None:
-        values = initial_values(model, seed)
-    else:
-        values = world.together(lambda: stored_values(store, model))
+    if first is None:
+        assert store is not None
+        first = world.together(lambda: stored_values(store, model))
         groups = groups_by_age(groups, model, store.steps)
-    made = materialise(model, values, ds_config, only_missing=store is None)
+    made = materialise(model, first, ds_config, only_missing=store is None)
     return [{**group, "params": [made[parameter] for parameter in group["params"]]} for group in groups]
 
 

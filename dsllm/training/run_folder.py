@@ -48,6 +48,9 @@ def check_resumable(checkpoint: Checkpoint, config: RunConfig, origin: Origin) -
     model = differences(checkpoint.asked, config.model.model_dump(mode="json"), "model")
     if model:
         _refuse(checkpoint, "a checkpoint of another model", model)
+    began = checkpoint.config().init_from
+    if began != config.init_from:
+        _refuse(checkpoint, "began with other weights", [f"init_from was {began}, now {config.init_from}"])
     order = differences(then.order, origin.order, "")
     if order:
         _refuse(checkpoint, "its samples came in another order", order)

@@ -27,6 +27,7 @@ from dsllm.models import skeleton
 from dsllm.models.language_model import LanguageModel
 from dsllm.store import TensorStore
 from dsllm.training.agreement import check_agreement, facts_of
+from dsllm.training.beginning import first_values, with_sizes
 from dsllm.training.checkpoints import Checkpoint, Checkpoints, Origin, Snapshot, incomplete_checkpoints
 from dsllm.training.compiling import check_compiler
 from dsllm.training.ds_config import complete_ds_config
@@ -69,7 +70,8 @@ class BaseTrainer:
         `fresh` sets aside what the run's folder holds and starts over. Raises `UserError` on every rank alike.
         """
         self.world = world
-        self.config, self.tokenizer = world.together(lambda: resolve_vocabulary(config))
+        sized = world.together(lambda: with_sizes(config, fresh))
+        self.config, self.tokenizer = world.together(lambda: resolve_vocabulary(sized))
         train = self.config.train
         self.run_dir = Path(config.run_dir)
         check_agreement(world, world.together(lambda: facts_of(config, self.tokenizer)))
@@ -98,6 +100,9 @@ class BaseTrainer:
         if train.compile:
             world.together(lambda: check_compiler(world.device))
             self.model.compile_parts()
+        first = None
+        if checkpoint is None:
+            first = world.together(lambda: first_values(self.config, self.model, self.tokenizer))
         # The folder is touched only when all that a user can get wrong has been checked.
         self.lock = RunLock(self.run_dir, world)
         world.from_main(self.checkpoints.check_unchanged)
@@ -111,7 +116,7 @@ class BaseTrainer:
         self.trainable_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.flops_per_token = self.model.flops_per_token(self.config.model.context)
         self.base = None if checkpoint is None else world.together(checkpoint.store)
-        groups = with_weights(self.model, self.base, train.seed, self.parameter_groups(), ds_config, world)
+        groups = with_weights(self.model, first, self.base, self.parameter_groups(), ds_config, world)
         self.engine = build_engine(self.model, groups, train, ds_config, world)
         self.tensors = EngineTensors(self.engine, self.model)
         self.guard = Guard(train)
