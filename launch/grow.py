@@ -3,30 +3,38 @@
 python launch/grow.py RUN_OR_CHECKPOINT --out DIR --operator interpose --factor 2
 python launch/grow.py RUN_OR_CHECKPOINT --operator '{name: dropin, steps: 100}' --dry_run --save_plan plan.json
 python launch/grow.py RUN_OR_CHECKPOINT --out DIR --plan plan.json
+python launch/grow.py hf:DIR_OR_NAME --out DIR --operator interpose --diverge      a pre-trained GPT-2 of transformers
 deepspeed launch/train.py --config DIR/config.yaml --train.steps 2000        goes on from it
 """
 
 import inspect
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dsllm.command_line import CommandLine, named_path, positive, yaml_value
-from dsllm.config import LoRAConfig
+from dsllm.config import LoRAConfig, RunConfig
 from dsllm.errors import ConfigError, user_errors_exit
 from dsllm.growth.plan import GrowthPlan
 from dsllm.growth.summary import summary
 from dsllm.registry import OPERATORS
 from dsllm.section import describe, raise_problems, validate
 from dsllm.training.checkpoints import Checkpoint, find_checkpoint
+from dsllm.training.importing import imported
 from dsllm.training.new_folder import check_free
 from dsllm.training.offline import grow, growing_of, plan_growth, read_plan, write_plan
+from dsllm.training.pretrained import is_pretrained
+
+PRETRAINED = Path(__file__).with_name("recipes") / "grow_pretrained_gpt2.yaml"
 
 
 def main() -> None:
     epilog = "\n".join(["operators, and their options with a type and a default:", *operators()])
     parser = CommandLine(__doc__, epilog)
-    parser.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
+    parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help="or hf:, and a folder or a name on the hub")
+    parser.add_argument("--config", type=Path, help=f"with hf: the recipe of the new run ({PRETRAINED})")
     parser.add_argument("--out", type=named_path, metavar="DIR", help="the new run's folder: not there yet, or empty")
     parser.add_argument("--dry_run", action="store_true", help="say what would be done, and write no checkpoint")
     parser.add_argument("--save_plan", type=named_path, metavar="FILE", help="write down all that is done, by tensor")
@@ -55,14 +63,30 @@ def main() -> None:
             raise ConfigError("--out: missing; name the new run's folder, or --dry_run")
         if arguments["out"] is not None:
             check_free(arguments["out"])
-        checkpoint = find_checkpoint(arguments["run"])
-        plan = plan_of(checkpoint, arguments)
-        print(summary(growing_of(checkpoint, plan), checkpoint.progress.step), flush=True)
-        if arguments["save_plan"] is not None:
-            write_plan(plan, arguments["save_plan"])
+        with source(arguments) as checkpoint:
+            plan = plan_of(checkpoint, arguments)
+            print(summary(growing_of(checkpoint, plan), checkpoint.progress.step), flush=True)
+            if arguments["save_plan"] is not None:
+                write_plan(plan, arguments["save_plan"])
+            if not arguments["dry_run"]:
+                name = arguments["run"] if is_pretrained(arguments["run"]) else str(checkpoint.path)
+                grow(checkpoint, plan, arguments["out"], arguments["probe_samples"], name)
         if not arguments["dry_run"]:
-            grow(checkpoint, plan, arguments["out"], arguments["probe_samples"])
             print(f"{arguments['out']}: grown; train on with --config {arguments['out'] / 'config.yaml'}")
+
+
+@contextmanager
+def source(arguments: dict[str, Any]) -> Iterator[Checkpoint]:
+    """What is to be grown: a checkpoint, or a pre-trained model as one."""
+    name, recipe, out = arguments["run"], arguments["config"], arguments["out"]
+    if not is_pretrained(name):
+        if recipe is not None:
+            raise ConfigError(f"--config {recipe}: the checkpoint has its own; it goes with hf: alone")
+        yield find_checkpoint(Path(name))
+        return
+    config = RunConfig.from_file(recipe or PRETRAINED, [] if out is None else [f"run_dir={out}"])
+    with imported(name, config, Path(tempfile.gettempdir()) if out is None else out.absolute().parent) as checkpoint:
+        yield checkpoint
 
 
 def plan_of(checkpoint: Checkpoint, arguments: dict[str, Any]) -> GrowthPlan:

@@ -61,6 +61,31 @@ monitor: {{log_every: 1, tensorboard: false}}
 
 
 @pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 for bytes, trained by transformers for a few steps, in a folder."""
+    import torch
+    import transformers
+
+    from dsllm.exchange.tokenizer_files import write_tokenizer
+    from dsllm.tokenizer import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("pretrained") / "gpt2"
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 257, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 2}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=256, eos_token_id=256))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    text = torch.tensor(list(Path(__file__).read_bytes()))
+    for step in range(20):
+        batch = text[: 8 * 64].view(8, 64).roll(step, 1)
+        model(batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    write_tokenizer(load_tokenizer("bytes"), folder, 64)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def trained_run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run of `recipe` in a single process, at ZeRO 0."""
     run_dir = tmp_path_factory.mktemp("runs") / "one_rank"

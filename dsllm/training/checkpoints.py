@@ -41,8 +41,8 @@ class Origin:
 
     world_size: int
     zero_stage: int
-    precision: Precision
-    """As resolved; `auto` takes it over on resumption."""
+    precision: Precision | None
+    """As resolved; `auto` takes it over on resumption. None: nothing was trained yet."""
     tokenizer: TokenizerInfo
     order: dict[str, Any]
     """What the order of samples follows from, by the names of its keys."""

@@ -257,7 +257,9 @@ class GrowingTrainer(BaseTrainer):
             mask_documents=self.config.data.mask_documents,
         )
         self.model.set_step(self.progress.step)
-        conditions = conditions_of(self.world.device, self.origin.precision, self.world.size)
+        precision = self.origin.precision
+        assert precision is not None  # it trains
+        conditions = conditions_of(self.world.device, precision, self.world.size)
         return take_probe(self.engine, batches, self.tokenizer.token_bytes(), self.world.device, conditions)
 
     def _event_before(self) -> Event | None:

@@ -112,8 +112,12 @@ def growing_of(checkpoint: Checkpoint, plan: GrowthPlan) -> Growing:
 # Growing.
 
 
-def grow(checkpoint: Checkpoint, plan: GrowthPlan, out: Path, probe_samples: int = 8) -> OfflineReceipt:
+def grow(
+    checkpoint: Checkpoint, plan: GrowthPlan, out: Path, probe_samples: int = 8, name: str | None = None
+) -> OfflineReceipt:
     """Make `out` the folder of a run that begins with the grown model, at the step of `checkpoint`.
+
+    The receipt says `name` for where that comes from if the checkpoint is on its way out, as an imported one is.
 
     Raises `UserError`, and leaves nothing, if plan and checkpoint do not fit, a tensor of the checkpoint is damaged,
     `out` is not free or cannot be written, or what came of it is not what was promised.
@@ -132,6 +136,7 @@ def grow(checkpoint: Checkpoint, plan: GrowthPlan, out: Path, probe_samples: int
             path.mkdir(parents=True)
             store = TensorStore.of(path, growing.write(path), growing.aliases, growing.steps())
         receipt = verify(checkpoint, growing, store, samples, seconds)
+        receipt.source = name or receipt.source
         if receipt.problems:
             raise CheckpointError(f"{out}: not what was promised, so it is not kept:\n{receipt.words()}")
         written = folder / FOLDER / path.name

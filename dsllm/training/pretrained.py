@@ -58,6 +58,11 @@ SIZES = {
 LAYOUTS = {"gpt2": huggingface.GPT2, "gpt_neox": huggingface.NEOX}
 
 
+def is_pretrained(name: str) -> bool:
+    """Whether it is written as the name of a pre-trained model."""
+    return name.startswith(PREFIX)
+
+
 @dataclass(frozen=True)
 class Pretrained:
     """A folder of a pre-trained model."""
@@ -77,7 +82,7 @@ class Pretrained:
             ConfigError: written otherwise.
             DataError: nothing there, another architecture, or files that are damaged.
         """
-        if not name.startswith(PREFIX) or name == PREFIX:
+        if not is_pretrained(name) or name == PREFIX:
             raise ConfigError(f"init_from = {shown(name)}: write hf: and a folder or a name on the hub, as hf:gpt2")
         folder = Path(name.removeprefix(PREFIX))
         if not folder.is_dir():

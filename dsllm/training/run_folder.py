@@ -52,9 +52,9 @@ def check_resumable(checkpoint: Checkpoint, config: RunConfig, origin: Origin) -
     if began != config.init_from:
         _refuse(checkpoint, "began with other weights", [f"init_from was {began}, now {config.init_from}"])
     order = differences(then.order, origin.order, "")
-    if order:
+    if order and checkpoint.progress.consumed_samples:
         _refuse(checkpoint, "its samples came in another order", order)
-    if then.precision != origin.precision:
+    if then.precision not in (None, origin.precision):
         changed = [f"train.precision was {then.precision}, now {origin.precision}"]
         _refuse(checkpoint, "trained in another precision", changed)
 
