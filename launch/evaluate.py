@@ -2,15 +2,19 @@
 
 python launch/evaluate.py RUN_OR_CHECKPOINT [--split test] [--samples N] [--micro_batch_size 8] [--period 64]
 python launch/evaluate.py RUN_OR_CHECKPOINT --reasoning      accuracy by chain length, trained on and beyond
+python launch/evaluate.py RUN_OR_CHECKPOINT --cloze 500      words or answers of so many texts, as lm-eval asks
 """
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dsllm.cloze import items_of
+from dsllm.cloze import score as cloze
 from dsllm.command_line import CommandLine, positive
 from dsllm.config import RunConfig
 from dsllm.data.batches import EvaluationBatch, evaluation_batches
@@ -35,6 +39,7 @@ def main() -> None:
     parser.add_argument("--samples", type=positive, help="samples, evenly spaced over the split; by default all")
     parser.add_argument("--micro_batch_size", type=positive, default=8, help="samples in one forward pass")
     parser.add_argument("--period", type=positive, help="also the loss by phase: position in the sample mod this")
+    parser.add_argument("--cloze", type=positive, metavar="N", help="also how often the last word of N texts is said")
     parser.add_argument("--reasoning", action="store_true", help="accuracy by chain length, on test and beyond")
     arguments = parser.parse_args()
     with user_errors_exit():
@@ -97,6 +102,10 @@ def main() -> None:
             if seen.min() > 0:
                 print(f"  the worst phase has {seen.max() / seen.min():.3f} times the loss of the best")
             facts["loss_by_phase"] = seen.tolist()
+        if arguments.cloze is not None:
+            score = cloze(model, tokenizer, items_of(Path(config.data.paths[0]), split, arguments.cloze))
+            print(f"cloze: {score}")
+            facts["cloze"] = asdict(score)
         print(json.dumps(facts))
 
 

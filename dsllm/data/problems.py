@@ -29,10 +29,13 @@ def open_samples(path: Path, split: str, context: int) -> SampleSource:
     Raises:
         DataError: what the source finds wrong.
     """
-    path = Path(path)
-    if (path / MANIFEST_NAME).exists() and any(LABELS in shard.parallel for shard in Manifest.read(path).shards):
-        return ProblemDataset(path, split, context)
-    return TokenDataset(path, split, context)
+    kind = ProblemDataset if holds_problems(Path(path)) else TokenDataset
+    return kind(Path(path), split, context)
+
+
+def holds_problems(path: Path) -> bool:
+    """Whether labels go with the tokens of a data folder."""
+    return (path / MANIFEST_NAME).exists() and any(LABELS in shard.parallel for shard in Manifest.read(path).shards)
 
 
 def chance_of(path: Path) -> dict[str, float]:
