@@ -3,7 +3,7 @@
 python launch/grow.py RUN_OR_CHECKPOINT --out DIR --operator interpose --factor 2
 python launch/grow.py RUN_OR_CHECKPOINT --operator '{name: dropin, steps: 100}' --dry_run --save_plan plan.json
 python launch/grow.py RUN_OR_CHECKPOINT --out DIR --plan plan.json
-python launch/grow.py hf:DIR_OR_NAME --out DIR --operator interpose --diverge      a pre-trained GPT-2 of transformers
+python launch/grow.py hf:DIR_OR_NAME --data DIR --out DIR --operator interpose --diverge     a GPT-2 of transformers
 deepspeed launch/train.py --config DIR/config.yaml --train.steps 2000        goes on from it
 """
 
@@ -34,6 +34,7 @@ def main() -> None:
     epilog = "\n".join(["operators, and their options with a type and a default:", *operators()])
     parser = CommandLine(__doc__, epilog)
     parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help="or hf:, and a folder or a name on the hub")
+    parser.add_argument("--data", metavar="DIR", help="with hf: the data folder of the new run, if not the recipe's")
     parser.add_argument("--config", type=Path, help=f"with hf: the recipe of the new run ({PRETRAINED})")
     parser.add_argument("--out", type=named_path, metavar="DIR", help="the new run's folder: not there yet, or empty")
     parser.add_argument("--dry_run", action="store_true", help="say what would be done, and write no checkpoint")
@@ -78,13 +79,16 @@ def main() -> None:
 @contextmanager
 def source(arguments: dict[str, Any]) -> Iterator[Checkpoint]:
     """What is to be grown: a checkpoint, or a pre-trained model as one."""
-    name, recipe, out = arguments["run"], arguments["config"], arguments["out"]
+    name, out = arguments["run"], arguments["out"]
     if not is_pretrained(name):
-        if recipe is not None:
-            raise ConfigError(f"--config {recipe}: the checkpoint has its own; it goes with hf: alone")
+        for key in ("config", "data"):
+            if arguments[key] is not None:
+                raise ConfigError(f"--{key} {arguments[key]}: the checkpoint has its own; it goes with hf: alone")
         yield find_checkpoint(Path(name))
         return
-    config = RunConfig.from_file(recipe or PRETRAINED, [] if out is None else [f"run_dir={out}"])
+    chosen = {"run_dir": out, "data.path": arguments["data"]}
+    overrides = [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    config = RunConfig.from_file(arguments["config"] or PRETRAINED, overrides)
     with imported(name, config, Path(tempfile.gettempdir()) if out is None else out.absolute().parent) as checkpoint:
         yield checkpoint
 
