@@ -74,6 +74,14 @@ def dotted(at: str, key: str) -> str:
     return f"{at}.{key}" if at else key
 
 
+def leaves(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """The values of nested sections by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= leaves(value, dotted(at, key)) if isinstance(value, Mapping) else {dotted(at, key): value}
+    return found
+
+
 def unknown_key(at: str, key: str, known: list[str]) -> str:
     """The line for a key that does not exist, with the nearest one that does."""
     close = get_close_matches(key[:LONGEST_VALUE], known, n=1)

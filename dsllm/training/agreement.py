@@ -14,7 +14,6 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ import dsllm
 from dsllm.config import RunConfig
 from dsllm.data.manifest import MANIFEST_NAME
 from dsllm.errors import UserError
+from dsllm.section import leaves
 from dsllm.tokenizer import Tokenizer
 from dsllm.training.sources import sample_order
 from dsllm.training.world import World
@@ -33,7 +33,11 @@ SHOWN = 8
 
 def facts_of(config: RunConfig, tokenizer: Tokenizer) -> dict[str, str]:
     """All that must be the same on every rank, each value by its name."""
-    return {**_program(), **dict(_flat(config.model_dump(mode="json"), "")), **_data(config, tokenizer)}
+    return {
+        **_program(),
+        **{key: str(value) for key, value in leaves(config.model_dump(mode="json")).items()},
+        **_data(config, tokenizer),
+    }
 
 
 def check_agreement(world: World, facts: dict[str, str]) -> None:
@@ -92,11 +96,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "none"
-
-
-def _flat(values: dict[str, Any], at: str) -> list[tuple[str, str]]:
-    flat = []
-    for key, value in values.items():
-        inner = f"{at}.{key}" if at else key
-        flat += _flat(value, inner) if isinstance(value, dict) else [(inner, str(value))]
-    return flat

@@ -10,7 +10,6 @@ Resuming at step 100 first drops what an earlier start recorded after it, so tha
 import json
 import math
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 
 from dsllm.config import MonitorConfig
 from dsllm.data.files import os_errors_named, write_atomically
 from dsllm.errors import TrainingError
 from dsllm.json_file import parse_json
+from dsllm.training.boards import Boards
 from dsllm.training.chain_curve import picture
 from dsllm.training.evaluation import Evaluation
 from dsllm.training.progress import Progress
@@ -76,19 +75,6 @@ def _unwritable_is_said(run_dir: Path) -> Iterator[None]:
         ) from None
 
 
-def _date_back(folder: Path) -> None:
-    """Give files of events that were written after now, the clock having been set back, earlier times in their names.
-
-    TensorBoard reads files by name, events.out.tfevents.TIME.…: a later start must have the last.
-    """
-    files = sorted(folder.glob("events.out.tfevents.*"))
-    now = int(time.time())
-    if files and files[-1].name.split(".")[3] >= f"{now:010d}":
-        for ago, file in enumerate(reversed(files), start=1):
-            words = file.name.split(".")
-            file.rename(file.with_name(".".join([*words[:3], f"{now - ago:010d}", *words[4:]])))
-
-
 class Monitor:
     """Writes the records of a run from step `progress.step` on; made on rank 0 alone.
 
@@ -108,16 +94,14 @@ class Monitor:
             kept = [record for record in kept if record["kind"] == "event"]
         kept = [record for record in kept if record["kind"] != "ledger"]  # written again at the end
         self._evaluated = {(r["split"], r["step"]) for r in kept if r["kind"] == "eval"}
+        self._last: dict[str, float] = {}
+        for record in kept:
+            if record["kind"] == "eval":
+                self._note_last(record)
         self._grown = {(r["checkpoint"], r["plan"]) for r in kept if r["kind"] == "growth"}
         self._replace(run_dir / METRICS, kept)
         self._file = (run_dir / METRICS).open("a", encoding="utf-8")
-        # Two runs for TensorBoard: what it purges on resumption, it purges by one axis.
-        self._boards: dict[str, SummaryWriter] = {}
-        if config.tensorboard:
-            for axis, now in (("step", progress.step), ("tokens", progress.tokens)):
-                folder = run_dir / "tensorboard" / f"by_{axis}"
-                _date_back(folder)
-                self._boards[axis] = SummaryWriter(str(folder), purge_step=now + 1)
+        self._boards = Boards(run_dir / "tensorboard", progress) if config.tensorboard else None
 
     def begin(self, progress: Progress, resumed: bool, facts: dict[str, Any]) -> None:
         """Record a start or a resumption and say what begins, what changed and what was passed over."""
@@ -132,7 +116,7 @@ class Monitor:
             if facts[label]:
                 text = "; ".join(facts[label]) if isinstance(facts[label], list) else facts[label]
                 print(f"  {label.replace('_', ' ')}: {text}")
-        if self._boards:
+        if self._boards is not None:
             print(f"  tensorboard --logdir {self.run_dir / 'tensorboard'}", flush=True)
 
     def train(self, progress: Progress, values: dict[str, float | None]) -> None:
@@ -161,10 +145,17 @@ class Monitor:
             values |= {"h90": result.chains.h90, "area": result.chains.area}
         self.record("eval", progress, facts)
         self.scalars(split, progress, values)
-        if result.chains is not None and self._boards:
+        self._note_last(facts)
+        if result.chains is not None and self._boards is not None:
             self.image(f"{split}/accuracy_by_chain", progress, picture(result.chains))
         self._evaluated.add((split, progress.step))
         print(f"{split} at step {progress.step}: {result}", flush=True)
+
+    def _note_last(self, facts: Mapping[str, Any]) -> None:
+        """Keep what an evaluation gave: the last of each split is what came of the run."""
+        for name in ("loss", "bits_per_byte", "h90", "area"):
+            if isinstance(facts.get(name), (int, float)):
+                self._last[f"last/{facts['split']}_{name}"] = facts[name]
 
     def forget_evaluations(self) -> None:
         """What is recorded was measured under another configuration."""
@@ -206,32 +197,35 @@ class Monitor:
 
     def scalars(self, group: str, progress: Progress, values: Mapping[str, float | None]) -> None:
         """Points of this step for TensorBoard, each in the curve `group/name`; None is left out."""
-        with _unwritable_is_said(self.run_dir):
-            for axis, board in self._boards.items():
-                for name, value in values.items():
-                    if value is not None:
-                        board.add_scalar(f"{group}/{name}", value, getattr(progress, axis))
-                board.flush()
+        if self._boards is not None:
+            with _unwritable_is_said(self.run_dir):
+                self._boards.scalars(group, progress, values)
 
     def image(self, name: str, progress: Progress, pixels: np.ndarray) -> None:
         """A picture of this step for TensorBoard: (H, W, 3) uint8."""
-        with _unwritable_is_said(self.run_dir):
-            for axis, board in self._boards.items():
-                board.add_image(name, pixels, getattr(progress, axis), dataformats="HWC")
-                board.flush()
+        if self._boards is not None:
+            with _unwritable_is_said(self.run_dir):
+                self._boards.image(name, progress, pixels)
 
     def text(self, name: str, progress: Progress, markdown: str) -> None:
         """A text of this step for TensorBoard."""
-        with _unwritable_is_said(self.run_dir):
-            for axis, board in self._boards.items():
-                board.add_text(name, markdown, getattr(progress, axis))
-                board.flush()
+        if self._boards is not None:
+            with _unwritable_is_said(self.run_dir):
+                self._boards.text(name, progress, markdown)
+
+    def end(self, progress: Progress, asked: Mapping[str, Any]) -> None:
+        """Record the end of a run that was `asked` for so, and close."""
+        self.event(progress, "end")
+        if self._boards is not None:
+            with _unwritable_is_said(self.run_dir):
+                self._boards.outcome(progress, asked, self._last)
+        self.close()
 
     def close(self) -> None:
         with _unwritable_is_said(self.run_dir):
             self._file.close()
-            for board in self._boards.values():
-                board.close()
+            if self._boards is not None:
+                self._boards.close()
 
     @staticmethod
     def _replace(path: Path, records: list[dict[str, Any]]) -> None:

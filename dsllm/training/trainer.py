@@ -25,6 +25,7 @@ from dsllm.errors import CheckpointError, Stopped, TrainingError
 from dsllm.machine import machine_name
 from dsllm.models import skeleton
 from dsllm.models.language_model import LanguageModel
+from dsllm.section import leaves
 from dsllm.store import TensorStore
 from dsllm.training.agreement import check_agreement, facts_of
 from dsllm.training.beginning import first_values, with_sizes
@@ -215,8 +216,7 @@ class BaseTrainer:
                 self._stopped(self.signals.agreed())
         self.finish()
         if self.monitor is not None:
-            self.monitor.event(self.progress, "end")
-            self.monitor.close()
+            self.monitor.end(self.progress, leaves(self.config.model_dump(mode="json")))
 
     def step(self) -> Outcome | None:
         """One optimizer step over the next global batch; advances `progress`.

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from dsllm.config import MonitorConfig
 from dsllm.errors import TrainingError
@@ -141,3 +143,24 @@ def test_records_that_cannot_be_written_are_one_message(tmp_path):
     monitor._file = Path("/dev/full").open("a")  # noqa: SIM115
     with pytest.raises(TrainingError, match=r"its records cannot be written \(No space left on device\); free disk"):
         monitor.event(progress(1), "end")
+
+
+def test_what_came_of_a_run_stands_beside_what_was_asked_for(trained_run):
+    board = EventAccumulator(str(trained_run / "tensorboard" / "by_step")).Reload()
+    last = {r["split"]: r["loss"] for r in read_metrics(trained_run) if r["kind"] == "eval"}
+    for split, loss in last.items():
+        assert board.Scalars(f"last/{split}_loss")[-1].value == pytest.approx(loss)
+    content = board.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    told = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert told["model.n_layer"].number_value == 2 and told["train.lr"].number_value == 0.01
+    assert told["train.precision"].string_value == "fp32"
+
+
+def test_the_first_look_is_at_loss_rate_speed_and_memory(trained_run):
+    board = EventAccumulator(str(trained_run / "tensorboard" / "by_step")).Reload()
+    content = board.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    layout = Layout.FromString(content)
+    (training,) = (category for category in layout.category if category.title == "training")
+    shown = [tag for chart in training.chart for tag in chart.multiline.tag]
+    assert {"train/loss", "val/loss", "train/lr", "train/tokens_per_second", "train/memory_bytes"} <= set(shown)
+    assert {tag for tag in shown if tag != "train/grad_norm"} <= set(board.Tags()["scalars"]) | {"train/grad_norm"}
