@@ -64,7 +64,8 @@ class Boards:
 
     def outcome(self, progress: Progress, asked: Mapping[str, Any], given: Mapping[str, float]) -> None:
         """What was asked for, and what came of it in the end."""
-        values = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in asked.items()}
+        chosen = {key: value for key, value in asked.items() if value is not None}
+        values = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in chosen.items()}
         writer = self._writers["step"]
         for summary in hparams(values, dict(given)):
             writer._get_file_writer().add_summary(summary, progress.step)
