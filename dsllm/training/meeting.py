@@ -73,6 +73,13 @@ class Link:
         with suppress(OSError):
             self.socket.send(f"{json.dumps(words)}\n".encode())
 
+    def deliver(self, *words: object) -> None:
+        """Send a line that may be longer than what the network takes at once, unless nobody is there any more."""
+        with suppress(OSError):
+            self.socket.settimeout(ANSWER)
+            self.socket.sendall(f"{json.dumps(words)}\n".encode())
+        self.socket.setblocking(False)
+
     def receive(self) -> list[list[Any]] | None:
         """The lines that have come; None if the connection is closed. Raises `ValueError` if they are not of ours."""
         try:
@@ -181,7 +188,7 @@ def _receive_all(me: Member, size: int, run: str, port: int, patience: Patience,
             raise
     members = [me, *(links[rank].peer for rank in sorted(links))]
     for link in links.values():
-        link.send("all", [astuple(member) for member in members], word)
+        link.deliver("all", [astuple(member) for member in members], word)
     return Party(me.rank, members, links, word)
 
 

@@ -70,6 +70,14 @@ def test_what_comes_at_once_after_the_meeting_is_kept(come):
     close(main, other)
 
 
+def test_what_rank_0_says_may_be_longer_than_a_connection_takes_at_once(come, address):
+    """As the names of thousands of ranks are."""
+    other = come(1, 2)
+    main = meet("run", 0, 2, address, within=20, word="long" * 2_000_000)
+    close(main, other.result(20))
+    assert other.result().word == main.word
+
+
 def test_a_rank_that_does_not_come_is_named_to_all_that_did(come):
     begun = time.monotonic()
     futures = [come(rank, 4, within=2) for rank in (0, 2)]
