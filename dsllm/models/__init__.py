@@ -38,12 +38,12 @@ def skeleton(config: ModelConfig) -> "LanguageModel":
 
     if MODELS[config.name].initial is LanguageModel.initial:
         return build_model(config)
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), Unfilled():
         model = build_model(config)
     return model if not list(model.buffers()) else build_model(config)
 
 
-class _Unfilled(TorchFunctionMode):
+class Unfilled(TorchFunctionMode):
     """Leaves out `torch.nn.init`: drawing on the meta device fills nothing and imports torch's compiler, a second."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
