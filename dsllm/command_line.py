@@ -16,7 +16,7 @@ from dsllm.config import GrowthConfig, RunConfig
 from dsllm.errors import ConfigError
 from dsllm.growth.parts import describe_parts
 from dsllm.registry import MODELS, OPERATORS, POLICIES
-from dsllm.section import describe, section_within
+from dsllm.section import describe, describe_key, section_within
 from dsllm.yaml_file import parse_yaml
 
 FRESH = "--fresh"
@@ -99,10 +99,10 @@ def help_lines(usage: str) -> Iterable[str]:
     """The usage, and a line or two for every key of the configuration."""
     yield usage
     yield ""
-    yield "  --run_dir  (path; required)"
-    yield f"      {RunConfig.model_fields['run_dir'].description}"
     for name in RunConfig.model_fields:
         section = section_within(RunConfig, name)
+        if name != "model" and section is None:
+            yield from describe_key(RunConfig, name, "")
         if name == "model":
             for model in MODELS.names():
                 yield f"\nmodel, with --model.name {model}: {' '.join((MODELS[model].Config.__doc__ or '').split())}"

@@ -51,10 +51,12 @@ class Registry(Generic[T]):
         if isinstance(entry, str):
             module, _, attribute = entry.partition(":")
             try:
-                entry = self._entries[name] = getattr(import_module(module), attribute)
+                entry = getattr(import_module(module), attribute)
             # TypeError: `.mine:Mine`, which is relative to nothing.
             except (ImportError, AttributeError, ValueError, TypeError) as error:
                 raise ConfigError(f"{self.kind} {shown(name)}: cannot be imported ({error}); see PYTHONPATH") from error
+            if name in self._entries:  # what is only asked for by its place gets no name by that
+                self._entries[name] = entry
         return entry
 
 

@@ -100,15 +100,20 @@ def raise_problems(problems: list[str]) -> None:
 
 def describe(section: type[Section], at: str) -> Iterator[str]:
     """Two lines per field: its dotted key, type and default, and its documentation; sections within it follow."""
-    for name, field in section.model_fields.items():
-        annotation = field.annotation
+    for name in section.model_fields:
         within = section_within(section, name)
         if within is not None:
             yield from describe(within, dotted(at, name))
             continue
-        default = "null" if field.default is None else field.default
-        yield f"  --{dotted(at, name)}  ({_kind(annotation)}; {'required' if field.is_required() else f'{default}'})"
-        yield f"      {' '.join((field.description or '').split())}"
+        yield from describe_key(section, name, at)
+
+
+def describe_key(section: type[Section], name: str, at: str) -> Iterator[str]:
+    """The two lines of one field that is no section."""
+    field = section.model_fields[name]
+    default = "null" if field.default is None else field.default
+    yield f"  --{dotted(at, name)}  ({_kind(field.annotation)}; {'required' if field.is_required() else f'{default}'})"
+    yield f"      {' '.join((field.description or '').split())}"
 
 
 def _kind(annotation: Any) -> str:

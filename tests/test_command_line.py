@@ -71,6 +71,7 @@ def test_help_documents_every_key(capsys):
     assert "--train.schedule  (cosine | wsd; cosine)" in text
     assert "--train.test_samples  (int | null; null)" in text
     assert "--data.path  (str | [str, ...]; required)" in text
+    assert "--run_dir  (path; required)" in text and "--init_from  (str | null; null)" in text
     lines = text.splitlines()
     documented = [lines[i + 1].strip() for i, line in enumerate(lines) if line.startswith("  --")]
     assert len(documented) > 30 and all(documented)

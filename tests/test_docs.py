@@ -42,7 +42,7 @@ def test_its_commands_work(page, place):
         done = subprocess.run(
             [*words, *small],
             cwd=place,
-            env=environment(),
+            env={**environment(), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

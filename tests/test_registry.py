@@ -17,6 +17,12 @@ def test_a_built_in_is_imported_when_it_is_asked_for(codecs):
     assert codecs["json"].__name__ == "JSONEncoder"
 
 
+def test_what_is_asked_for_by_its_place_gets_no_name(codecs):
+    before = codecs.names()
+    codecs["json:JSONDecoder"]
+    assert codecs.names() == before
+
+
 def test_a_script_registers_its_own_and_no_name_twice(codecs):
     @codecs.register("mine")
     class Mine:

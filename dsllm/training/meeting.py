@@ -111,7 +111,7 @@ class Party:
 class Patience:
     """Until when to wait; not much longer once a signal that is held back asks this rank or another to stop."""
 
-    def __init__(self, within: float, stop_within: float = STOP_WITHIN):
+    def __init__(self, within: float, stop_within: float):
         self.within, self.stop_within = within, stop_within
         self._deadline = time.monotonic() + within
         self.signum = 0
@@ -151,7 +151,7 @@ def meet(run: str, rank: int, size: int, address: tuple[str, int], within: float
     me = Member(rank, socket.gethostname(), os.getpid())
     if size == 1:
         return Party(rank, [me], {}, word)
-    run, patience = f"{run} on {size} ranks", Patience(within)
+    run, patience = f"{run} on {size} ranks", Patience(within, STOP_WITHIN)
     if rank == 0:
         return _receive_all(me, size, run, address[1], patience, word)
     while True:
@@ -290,7 +290,7 @@ def _connect(me: Member, address: tuple[str, int], patience: Patience) -> socket
 def _listener(port: int, size: int) -> socket.socket:
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
-    patience = Patience(PORT_PATIENCE)
+    patience = Patience(PORT_PATIENCE, STOP_WITHIN)
     while True:
         try:
             return socket.create_server(("", port), family=family, backlog=size, dualstack_ipv6=both)

@@ -1,9 +1,10 @@
-"""lm-eval, which others judge models by, gives an exported model the accuracy that we give it, and needs no network."""
+"""lm-eval, which others judge models by, gives an exported model the accuracy that we give it.
+
+Its command is run by tests/test_docs.py.
+"""
 
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -40,24 +41,6 @@ def judged(folder: Path, task: str, data: Path, **more: object) -> dict[str, flo
     model = {"pretrained": str(folder), **more}
     found = simple_evaluate("hf", model_args=model, tasks=[task], task_manager=tasks, **options)
     results: dict[str, float] = found["results"][task]
-    return results
-
-
-def judged_by_command(folder: Path, task: str, data: Path, out: Path) -> dict[str, float]:
-    """What its command says, with no network."""
-    model = ["--model", "hf", "--model_args", f"pretrained={folder}", "--device", "cpu", "--batch_size", "8"]
-    facts = json.dumps({"data": str(data), **FEW})
-    tasks = ["--tasks", task, "--include_path", "launch/lm_eval", "--metadata", facts, "--output_path", str(out)]
-    done = subprocess.run(
-        [Path(sys.executable).with_name("lm_eval"), "run", *model, *tasks],
-        cwd=REPOSITORY,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    (path,) = out.rglob("results_*.json")
-    results: dict[str, float] = json.loads(path.read_text())["results"][task]
     return results
 
 
@@ -98,7 +81,7 @@ monitor: {{tensorboard: false}}
     train(recipe, tmp_path / "run")
     checkpoint = find_checkpoint(tmp_path / "run")
     export(checkpoint, tmp_path / "out")
-    theirs = judged_by_command(tmp_path / "out", "dsllm_reasoning", chains, tmp_path / "judged")
+    theirs = judged(tmp_path / "out", "dsllm_reasoning", chains)
     model, tokenizer = load_model(tmp_path / "run"), load_tokenizer_of(checkpoint)
     ours = score(model, tokenizer, items_of(chains, count=FEW["count"]))
     assert 0 < ours.accuracy < 1 and theirs["acc,none"] == pytest.approx(ours.accuracy, abs=1e-9)

@@ -161,8 +161,10 @@ def test_two_runs_meet_at_the_same_port_one_after_the_other(come):
 HELD = """
 import os, signal, sys
 from dsllm.errors import RankError, Stopped
+from dsllm.training import meeting
 from dsllm.training.meeting import meet
 
+meeting.STOP_WITHIN, meeting.ANSWER = 4.0, 1.0
 os.environ["LOCAL_RANK"] = sys.argv[1]
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 print("waits", flush=True)
@@ -191,7 +193,7 @@ class Held:
         self.process.send_signal(signal.SIGTERM)
 
     def stopped(self) -> tuple[int, str]:
-        """Its exit code, and what it printed; within 20 s, of which it may wait fifteen for others."""
+        """Its exit code, and what it printed; of which it may wait some seconds for others."""
         output, _ = self.process.communicate(timeout=20)
         return self.process.returncode, output
 

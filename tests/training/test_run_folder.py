@@ -35,7 +35,7 @@ def write_checkpoint(run_dir: Path, step: int, complete: bool = True) -> Path:
     (path / "config.yaml").write_text(config(n_embd=32).as_yaml())
     if complete:
         facts = {
-            "progress": asdict(Progress(step=step)),
+            "progress": asdict(Progress(step=step, consumed_samples=8 * step)),
             "origin": {**asdict(ORIGIN), "tokenizer": ORIGIN.tokenizer.model_dump()},
             "asked": config(n_embd=32).model.model_dump(mode="json"),
             "state": {"trainer": {}, "scaler": {}},
@@ -60,7 +60,7 @@ def test_a_checkpoint_can_be_named_itself(tmp_path):
     path = write_checkpoint(tmp_path, 5)
     write_checkpoint(tmp_path, 10)
     found = find_checkpoint(path)
-    assert (found.path, found.progress, found.origin) == (path, Progress(step=5), ORIGIN)
+    assert (found.path, found.progress, found.origin) == (path, Progress(step=5, consumed_samples=40), ORIGIN)
 
 
 def test_what_a_structural_event_made_of_a_step_is_newer_than_the_step(tmp_path):
@@ -108,6 +108,13 @@ def test_a_run_that_could_not_go_on_exactly_is_refused(tmp_path, now, message):
     with pytest.raises(CheckpointError) as raised:
         check_resumable(checkpoint, config(n_embd=32), replace(ORIGIN, **now))
     assert message in str(raised.value)
+
+
+def test_a_run_that_has_read_nothing_yet_may_read_other_data_in_any_precision(tmp_path):
+    checkpoint = replace(
+        Checkpoint.read(write_checkpoint(tmp_path, 5)), progress=Progress(), origin=replace(ORIGIN, precision=None)
+    )
+    check_resumable(checkpoint, config(n_embd=32), replace(ORIGIN, order={"train.seed": 2}, precision="bf16"))
 
 
 def test_any_number_of_ranks_and_any_stage_may_go_on(tmp_path):
