@@ -72,7 +72,8 @@ def cpu_rows() -> list[tuple[str, float, float]]:
     for arm in [*(arm for arm in resident if arm["context"] < 1024 and not arm["lora"]), *live]:
         overrides = [f"model.context={arm['context']}", "model.name=progressive"]
         overrides += ["train.activation_checkpointing=all"] if arm["recomputed"] else []
-        name = f"GPT-2 124M, ZeRO {arm['stage']}, {arm['ranks']} ranks, context {arm['context']}"
+        ranks = f"{arm['ranks']} rank{'s' * (arm['ranks'] > 1)}"
+        name = f"GPT-2 124M, ZeRO {arm['stage']}, {ranks}, context {arm['context']}"
         plan = planned("gpt2_124m", 1, "fp32", arm["stage"], overrides, arm["ranks"], gpu=False)
         recomputed = ", recomputed" if arm["recomputed"] else ""
         rows.append((name + recomputed, plan + arm["constant_mib"], arm["peak"]["median"]))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.launching import REPOSITORY, environment, train
 
-PAGES = ["evaluate.md", "pretrained.md"]
+PAGES = ["evaluate.md", "plan.md", "pretrained.md"]
 LINKS = re.compile(r"\]\(([^)#:]+)\)")
 
 
