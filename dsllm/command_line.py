@@ -19,7 +19,7 @@ from dsllm.registry import MODELS, OPERATORS, POLICIES
 from dsllm.section import describe, describe_key, section_within
 from dsllm.yaml_file import parse_yaml
 
-FRESH = "--fresh"
+FRESH, DRY_RUN = "--fresh", "--dry_run"
 LAUNCHER = "local_rank"
 """Given to every rank by the `deepspeed` launcher; the environment says the same."""
 
@@ -31,6 +31,8 @@ class Arguments:
     config: RunConfig
     fresh: bool
     """Set aside what the run's folder holds, and start over."""
+    dry_run: bool = False
+    """Say what the run will take, and end."""
 
 
 def parse(argv: Sequence[str], usage: str) -> Arguments:
@@ -38,7 +40,7 @@ def parse(argv: Sequence[str], usage: str) -> Arguments:
 
     Raises `ConfigError` with all problems of the configuration, or the first of the command line itself.
     """
-    path, fresh, overrides = None, False, []
+    path, flags, overrides = None, set(), []
     words = iter(argv)
     for word in words:
         if not word.startswith("--"):
@@ -47,8 +49,8 @@ def parse(argv: Sequence[str], usage: str) -> Arguments:
         if key == "help":
             sys.stdout.write("\n".join(help_lines(usage)) + "\n")
             raise SystemExit(0)
-        if word == FRESH:
-            fresh = True
+        if word in (FRESH, DRY_RUN):
+            flags.add(word)
             continue
         if not equals:
             value = _value(words, key)
@@ -58,7 +60,7 @@ def parse(argv: Sequence[str], usage: str) -> Arguments:
             overrides.append(f"{key}={value}")
     if path is None:
         raise ConfigError("--config: missing; give a recipe, as in --config launch/recipes/demo_gpt2.yaml")
-    return Arguments(RunConfig.from_file(path, overrides), fresh)
+    return Arguments(RunConfig.from_file(path, overrides), FRESH in flags, DRY_RUN in flags)
 
 
 class CommandLine(argparse.ArgumentParser):

@@ -25,7 +25,8 @@ USAGE = """Train a model, on one machine or many; the same command on the same r
 
     deepspeed [--hostfile hosts] launch/train.py --config launch/recipes/NAME.yaml [--section.key value ...] [--fresh]
 
---fresh sets aside what the run's folder holds and starts over. Every key of the configuration is an option:"""
+--fresh sets aside what the run's folder holds and starts over. --dry_run says what the run will take in memory and
+time (see launch/plan.py), and ends. Every key of the configuration is an option:"""
 
 
 def trainer_for(config: RunConfig, world: World, fresh: bool) -> BaseTrainer:
@@ -55,6 +56,12 @@ def _train(trainer: Callable[[RunConfig, World, bool], BaseTrainer], argv: Seque
     """Train to the end, or begin anew; raises `SystemExit` with its code where a signal, `--help` or Ctrl-C ends it."""
     arguments = parse(argv, usage)
     check_launcher()
+    if arguments.dry_run:
+        from dsllm.planning.here import plan_here  # a second of imports that no other start needs
+
+        if os.environ.get("RANK", "0") == "0":
+            print(plan_here(arguments.config))
+        return
     try:
         config, train = arguments.config, arguments.config.train
         with OrphanWatch(), joined(str(config.run_dir), train.lost_after, train.meet_within) as world:

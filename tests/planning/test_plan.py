@@ -56,6 +56,12 @@ def test_the_table_names_its_assumptions():
     assert "products in bf16 reach 20% of 989 TFLOP/s" in told and "kWh at most" in told
 
 
+def test_a_dry_run_says_what_the_run_at_hand_takes_and_writes_nothing(recipe, tmp_path):
+    told = forked(["launch/train.py", "--config", recipe, "--run_dir", tmp_path / "run", "--dry_run"], ranks=2)
+    assert "gpt2, 2 layers" in told and "zero2 " in told and "on 2 devices" in told and told.count("assumed:") == 1
+    assert not (tmp_path / "run").exists()
+
+
 MISTAKES = {
     "a GPU that is not known": (
         ["--gpu", "h300"],
