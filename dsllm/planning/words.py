@@ -33,12 +33,12 @@ def _memory(stage: Stage, cluster: Cluster) -> Iterator[str]:
     has = cluster.device.memory
     yield f"  GiB per rank, of {has:g}" + (f" less {RESERVED:g} for the driver and NCCL" if cluster.device.gpu else "")
     kinds = ["weights", "masters", "moments", "gradients", "activations", "loss", "buckets", "rest"]
-    yield "  " + f"{'DeepSpeed':<14}" + "".join(f"{kind:>11}" for kind in [*kinds, "peak", "host"])
+    yield "  " + f"{'DeepSpeed':<14}" + "".join(f"{kind:>12}" for kind in [*kinds, "peak", "host"])
     for way in stage.ways:
         parts = dict(way.memory.parts)
         known = {kind: parts.pop(kind, 0.0) for kind in kinds[:-1]}
         cells = [*known.values(), sum(parts.values()), way.memory.peak, way.memory.host]
-        row = f"{way.name:<14}" + "".join(f"{value / GIB:>11.2f}" for value in cells)
+        row = f"{way.name:<14}" + "".join(f"{value / GIB:>12.2f}" for value in cells)
         yield f"  {row}  {'fits' if way.fits else 'does not fit'}"
 
 
@@ -58,9 +58,9 @@ def _time(config: RunConfig, stage: Stage, cluster: Cluster) -> Iterator[str]:
 
 def _whole(config: RunConfig, cluster: Cluster, stages: Sequence[Stage]) -> Iterator[str]:
     facts = totals(config, cluster, stages, None)
-    low, high = facts["days"]
+    low, high = (_duration(days * DAY) for days in facts["days"])
     yield (
-        f"the run: {facts['tokens']:,} tokens, {facts['flops']:.3g} FLOPs, {low:,.3g} to {high:,.3g} days on "
+        f"the run: {facts['tokens']:,} tokens, {facts['flops']:.3g} FLOPs, {low} to {high} on "
         f"{cluster.ranks} devices, {facts['device_hours'][1]:,.4g} device hours at most"
     )
     if cluster.device.watts:
@@ -108,6 +108,13 @@ def record(stages: Sequence[Stage]) -> list[dict[str, Any]]:
         }
         for stage in stages
     ]
+
+
+def _duration(seconds: float) -> str:
+    for unit, name in ((DAY, "days"), (3600.0, "hours"), (60.0, "minutes")):
+        if seconds >= unit:
+            return f"{seconds / unit:,.3g} {name}"
+    return _seconds(seconds)
 
 
 def _seconds(value: float) -> str:
