@@ -9,9 +9,10 @@ from pathlib import Path
 from dsllm.command_line import CommandLine, named_path
 from dsllm.errors import user_errors_exit
 from dsllm.exchange.adapters import export_adapters
-from dsllm.exchange.export import DTYPES, export
+from dsllm.exchange.export import export
 from dsllm.exchange.settled import check_finished
 from dsllm.training.checkpoints import find_checkpoint
+from dsllm.training.precision import DTYPES
 
 
 def main() -> None:

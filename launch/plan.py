@@ -7,11 +7,10 @@ python launch/plan.py --config RECIPE --gpus 4 --gpu '{memory: 48, tflops: 180, 
 
 import json
 
-from dsllm.command_line import CommandLine, positive, yaml_value
-from dsllm.config import RunConfig
+from dsllm.command_line import CommandLine, parse, positive, yaml_value
 from dsllm.errors import ConfigError, user_errors_exit
 from dsllm.planning.accelerators import KNOWN, accelerator_of
-from dsllm.planning.plan import SHARE_OF_PEAK, Cluster, known_vocabulary, plan
+from dsllm.planning.plan import SHARE_OF_PEAK, Cluster, plan, planned_precision, with_known_sizes
 from dsllm.planning.words import record, table, totals
 
 
@@ -28,15 +27,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="JSON in place of the table")
     arguments, rest = parser.parse_known_args()
     with user_errors_exit():
-        config = RunConfig.from_file(arguments.config, list(overrides(rest)))
+        config = parse(["--config", arguments.config, *rest], "").config
         device = accelerator_of(arguments.gpu)
         share = SHARE_OF_PEAK[device.gpu] if arguments.share is None else arguments.share
         if not 0 < share <= 1:
             raise ConfigError(f"--share {share}: take a part of the peak, more than 0 and up to 1")
         cluster = Cluster(arguments.nodes, arguments.gpus, device, arguments.interconnect)
-        config, vocabulary = known_vocabulary(config)
-        asked = config.train.precision
-        precision = ("bf16" if device.gpu else "fp32") if asked == "auto" else asked
+        config, vocabulary = with_known_sizes(config)
+        precision = planned_precision(config, device)
         stages = list(plan(config, cluster, precision, share))
         facts = totals(config, cluster, stages, arguments.price)
         if arguments.json:
@@ -51,19 +49,6 @@ def main() -> None:
         print(table(config, cluster, stages, assumed))
         if arguments.price is not None:
             print(f"  cost: {facts['cost'][0]:,.4g} to {facts['cost'][1]:,.4g}")
-
-
-def overrides(words: list[str]) -> list[str]:
-    """`--train.steps 100` as train.steps=100."""
-    found, left = [], iter(words)
-    for word in left:
-        if not word.startswith("--"):
-            raise ConfigError(f"{word!r}: an option was expected, as in --train.steps 100; see --help")
-        key, equals, value = word[2:].partition("=")
-        if not equals:
-            value = next(left, "")
-        found.append(f"{key}={value}")
-    return found
 
 
 if __name__ == "__main__":

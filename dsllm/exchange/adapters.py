@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dsllm.errors import CheckpointError
 from dsllm.exchange.card import model_card
-from dsllm.exchange.export import DTYPES, Dtype, write_model
+from dsllm.exchange.export import write_model
 from dsllm.exchange.forms import Form, form_of
 from dsllm.exchange.libraries import peft
 from dsllm.exchange.settled import Settled
@@ -27,11 +27,12 @@ from dsllm.store import TensorStore
 from dsllm.training.checkpoints import Checkpoint
 from dsllm.training.loading import load_tokenizer_of
 from dsllm.training.new_folder import check_free, prepared
+from dsllm.training.precision import DTYPES, Precision
 
 BASE, ADAPTER = "base", "adapter"
 
 
-def export_adapters(checkpoint: Checkpoint, out: Path, dtype: Dtype = "fp32") -> None:
+def export_adapters(checkpoint: Checkpoint, out: Path, dtype: Precision = "fp32") -> None:
     """Write the adapters of a checkpoint and their base. Raises `UserError`, and leaves nothing, as `export` does."""
     check_free(out)
     model = checkpoint.config().model

@@ -9,7 +9,6 @@ README.md                              a model card of the run's own figures
 
 import json
 from pathlib import Path
-from typing import Literal
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -24,13 +23,12 @@ from dsllm.tokenizer import Tokenizer
 from dsllm.training.checkpoints import Checkpoint
 from dsllm.training.loading import load_tokenizer_of
 from dsllm.training.new_folder import check_free, prepared
+from dsllm.training.precision import DTYPES, Precision
 
-Dtype = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHARD = "5GB"
 
 
-def export(checkpoint: Checkpoint, out: Path, dtype: Dtype = "fp32") -> None:
+def export(checkpoint: Checkpoint, out: Path, dtype: Precision = "fp32") -> None:
     """Write the model of a checkpoint, merged and unrolled, as a folder of transformers'.
 
     Holds no more than one file of the result at a time. Raises `UserError`, and leaves nothing, if the model has no
@@ -43,7 +41,7 @@ def export(checkpoint: Checkpoint, out: Path, dtype: Dtype = "fp32") -> None:
         (folder / "README.md").write_text(model_card(checkpoint, out.name, form), encoding="utf-8")
 
 
-def write_model(form: Form, tokenizer: Tokenizer, folder: Path, dtype: Dtype) -> None:
+def write_model(form: Form, tokenizer: Tokenizer, folder: Path, dtype: Precision) -> None:
     """Write weights, configuration, tokenizer and code into a folder."""
     _write_weights(form, folder, DTYPES[dtype])
     _write_configs(form, tokenizer, folder, DTYPES[dtype])

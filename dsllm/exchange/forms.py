@@ -60,11 +60,7 @@ def _plain(settled: Settled, section: ProgressiveConfig) -> Form:
     fields = {key: value for key, value in section.model_dump().items() if key in GPT2Config.model_fields}
     plain = GPT2Config(**{**fields, "name": "gpt2"})
     layout, heads = layout_of(plain), section.n_head
-    ours = {
-        theirs: name
-        for name, theirs in layout.names(section.n_layer).items()
-        if _origin(section, name) in settled.shapes
-    }
+    ours = {theirs: name for name, theirs in layout.names(section.n_layer).items()}
 
     def turned(name: str, tensor: Tensor) -> Tensor:
         return layout.turned(name, tensor, heads)

@@ -1,6 +1,5 @@
 """The libraries of the ecosystem, imported where they are used: training does without them."""
 
-import logging
 from importlib import import_module
 from typing import Any
 
@@ -9,9 +8,7 @@ from dsllm.errors import DataError
 
 def transformers() -> Any:
     """Hugging Face transformers; raises `DataError` if it is not installed."""
-    found = _library("transformers")
-    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    return found
+    return _library("transformers")
 
 
 def peft() -> Any:

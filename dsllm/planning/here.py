@@ -8,7 +8,7 @@ import torch
 
 from dsllm.config import RunConfig
 from dsllm.planning.accelerators import KNOWN, Accelerator
-from dsllm.planning.plan import GIB, SHARE_OF_PEAK, Cluster, known_vocabulary, plan
+from dsllm.planning.plan import GIB, SHARE_OF_PEAK, Cluster, plan, planned_precision, with_known_sizes
 from dsllm.planning.words import table
 
 INTERCONNECT = 100.0
@@ -20,9 +20,8 @@ def plan_here(config: RunConfig) -> str:
     ranks, per_node = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_SIZE"))
     device, name = device_here(per_node)
     cluster = Cluster(-(-ranks // per_node), min(ranks, per_node), device, INTERCONNECT)
-    config, vocabulary = known_vocabulary(config)
-    asked = config.train.precision
-    precision = ("bf16" if device.gpu else "fp32") if asked == "auto" else asked
+    config, vocabulary = with_known_sizes(config)
+    precision = planned_precision(config, device)
     share = SHARE_OF_PEAK[device.gpu]
     assumed = [
         f"{name}: {device.memory:.3g} GiB a rank, and products in {precision} reach {share:.0%} of "
@@ -39,5 +38,6 @@ def device_here(per_node: int) -> tuple[Accelerator, str]:
         return KNOWN["cpu"].model_copy(update={"memory": psutil.virtual_memory().total / per_node / GIB}), "processor"
     name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    known = next((device for key, device in KNOWN.items() if key in plain), KNOWN["a100"])
-    return known.model_copy(update={"memory": memory}), name
+    key = next((key for key in KNOWN if key in plain), None)
+    described = name if key else f"{name}, whose speed is not known and taken for an A100's"
+    return KNOWN[key or "a100"].model_copy(update={"memory": memory}), described

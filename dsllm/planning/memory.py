@@ -35,8 +35,8 @@ class Sizes:
 
     parameters: int
     trainable: int
-    largest: int
-    """Numbers of the embedding, which is the head's matrix as well."""
+    embedding: int
+    """Numbers of its matrix, which is the head's as well."""
     vocabulary: int
     sequences: int
     """In a micro-batch."""
@@ -79,7 +79,7 @@ def by_weights(zero: Mapping[str, Any], precision: str, gpu: bool) -> bool:
 def memory_of(sizes: Sizes, machine: Machine, zero: Mapping[str, Any], precision: str) -> Memory:
     """The memory of one rank with DeepSpeed's section `zero_optimization`."""
     stage, n = zero.get("stage", 0), machine.ranks
-    p, t, embedding = sizes.parameters, sizes.trainable, sizes.largest
+    p, t, embedding = sizes.parameters, sizes.trainable, sizes.embedding
     half, weights_half = precision != "fp32", by_weights(zero, precision, machine.gpu)
     w = 2 if weights_half else 4
     part = n if stage else 1

@@ -13,13 +13,15 @@ from typing import Any
 from dsllm.config import ModelConfig, RunConfig
 from dsllm.errors import ConfigError
 from dsllm.growth.forecast import models_by_steps
+from dsllm.growth.plan import as_growable
 from dsllm.models import skeleton
-from dsllm.models.growable import GrowableConfig
 from dsllm.models.language_model import LanguageModel
 from dsllm.planning.accelerators import Accelerator
 from dsllm.planning.activations import count_activations
 from dsllm.planning.memory import Machine, Memory, Sizes, by_weights, memory_of
+from dsllm.training.beginning import with_sizes
 from dsllm.training.ds_config import read_ds_config
+from dsllm.training.sources import resolve_vocabulary
 
 GIB = 2**30
 RESERVED = 1.5
@@ -95,8 +97,7 @@ def plan(config: RunConfig, cluster: Cluster, precision: str, share: float) -> I
     tokens = train.global_batch_size * config.model.context
     models: Iterable[tuple[ModelConfig, int]] = [(config.model, train.steps)]
     if config.growth is not None:
-        assert isinstance(config.model, GrowableConfig)
-        models = models_by_steps(config.model, config.growth, tokens, train.steps)
+        models = models_by_steps(as_growable(config.model), config.growth, tokens, train.steps)
     for model, steps in models:
         if steps:
             yield _stage(config, model, steps, cluster, precision, share)
@@ -185,10 +186,18 @@ def _parts(model: LanguageModel) -> Counter[str]:
     return parts
 
 
-def known_vocabulary(config: RunConfig) -> tuple[RunConfig, str | None]:
-    """The configuration with a vocabulary, and what was assumed for it if the data are not there yet."""
-    from dsllm.training.sources import resolve_vocabulary
+def planned_precision(config: RunConfig, device: Accelerator) -> str:
+    """What the run will multiply in; of `auto` a CPU is not timed for a plan."""
+    asked = config.train.precision
+    return ("bf16" if device.gpu else "fp32") if asked == "auto" else asked
 
+
+def with_known_sizes(config: RunConfig) -> tuple[RunConfig, str | None]:
+    """The configuration with the sizes that a run finds when it begins, and what was assumed if data are not there yet.
+
+    Raises `UserError` as a run does.
+    """
+    config = with_sizes(config, fresh=True)
     if config.model.vocab_size is not None or all(Path(path).exists() for path in config.data.paths):
         return resolve_vocabulary(config)[0] if config.model.vocab_size is None else config, None
     model = config.model.model_copy(update={"vocab_size": 50304})

@@ -49,6 +49,11 @@ def test_a_run_that_grows_is_planned_model_by_model():
     assert "adapters" in found["stages"][1]["parts"] and "adapters" not in found["stages"][2]["parts"]
 
 
+def test_a_plan_takes_the_sizes_of_what_the_run_begins_with(pretrained):
+    (stage,) = planned("grow_pretrained_gpt2", "--gpu", "h100", "--init_from", f"hf:{pretrained}")["stages"]
+    assert (stage["model"]["n_layer"], stage["model"]["n_embd"], stage["model"]["vocab_size"]) == (3, 32, 257)
+
+
 def test_the_table_names_its_assumptions():
     command = ["launch/plan.py", "--config", f"{RECIPES}/origin_conv_attention.yaml", "--gpu", "h200", "--share", 0.2]
     told = forked(command, seconds=120)
