@@ -251,7 +251,14 @@ class MonitorConfig(Section):
     log_every: PositiveInt = 10
     """Steps between training records and progress lines."""
     tensorboard: bool = True
-    """Write the same scalars for TensorBoard."""
+    """Show the same, and pictures and texts, in TensorBoard."""
+    wandb: str | None = None
+    """A project of Weights & Biases that shows it, too, if wandb is installed; null: none."""
+    new_tokens: NonNegativeInt = 64
+    """Tokens that the model writes after each of `prompts` when it is evaluated on the validation split; 0: it writes
+    nothing."""
+    prompts: list[str] | None = None
+    """What it continues; null: the beginnings of two validation samples, of problems none."""
 
 
 class RunConfig(Section):

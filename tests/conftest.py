@@ -35,7 +35,7 @@ model: {{name: gpt2, n_layer: 2, n_head: 2, n_embd: 32, context: 32}}
 data: {{path: {data_folder}}}
 train: {{steps: 8, micro_batch_size: 2, global_batch_size: 8, lr: 1.0e-2, precision: fp32,
         eval_every: 4, eval_samples: 9, test_samples: 7, checkpoint_every: 4}}
-monitor: {{log_every: 1}}
+monitor: {{log_every: 1, new_tokens: 4}}
 """
     )
     return path
@@ -54,7 +54,7 @@ train: {{steps: 4, micro_batch_size: 2, global_batch_size: 4, lr: 1.0e-2, precis
         eval_every: 3, eval_samples: 4, test_samples: 4, checkpoint_every: 0}}
 growth: {{operator: interpose, lora: {{rank: 2}}, policy: {{name: schedule, at: [0.5]}}, watch_every: 0,
          probe_samples: 4}}
-monitor: {{log_every: 1, tensorboard: false}}
+monitor: {{log_every: 1, tensorboard: false, new_tokens: 4}}
 """
     )
     return path

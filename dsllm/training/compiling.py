@@ -1,5 +1,8 @@
 """What torch.compile needs before a run may ask for it, and what it is to leave alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -38,3 +41,16 @@ def hide_hooks(model: nn.Module) -> None:
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in hooks.items():
                 hooks[key] = torch.compiler.disable(hook)
+
+
+@contextmanager
+def uncompiled(compiles: bool) -> Iterator[None]:
+    """Within it what was compiled runs as it is written: for passes of many lengths, each of which would be compiled.
+
+    `compiles`: whether anything is. Without, nothing happens: asking torch takes a second of imports.
+    """
+    if not compiles:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

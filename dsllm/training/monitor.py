@@ -1,4 +1,4 @@
-"""What a run says while it trains: records in metrics.jsonl, scalars for TensorBoard, a line on the terminal.
+"""What a run says while it trains: records in metrics.jsonl, curves on its boards, a line on the terminal.
 
     {"kind": "train", "step": 100, "tokens": 819200, "loss": 5.31, "lr": 0.001, …}
     {"kind": "eval", "split": "val", "step": 100, "tokens": 819200, "loss": 5.4, "bits_per_byte": 2.1, …}
@@ -10,7 +10,7 @@ Resuming at step 100 first drops what an earlier start recorded after it, so tha
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,8 +22,9 @@ from dsllm.config import MonitorConfig
 from dsllm.data.files import os_errors_named, write_atomically
 from dsllm.errors import TrainingError
 from dsllm.json_file import parse_json
-from dsllm.training.boards import Boards
+from dsllm.training.boards import Board, open_boards
 from dsllm.training.chain_curve import picture
+from dsllm.training.continuations import Continuation
 from dsllm.training.evaluation import Evaluation
 from dsllm.training.progress import Progress
 
@@ -101,7 +102,7 @@ class Monitor:
         self._grown = {(r["checkpoint"], r["plan"]) for r in kept if r["kind"] == "growth"}
         self._replace(run_dir / METRICS, kept)
         self._file = (run_dir / METRICS).open("a", encoding="utf-8")
-        self._boards = Boards(run_dir / "tensorboard", progress) if config.tensorboard else None
+        self._boards: list[Board] = open_boards(run_dir, config, progress)
 
     def begin(self, progress: Progress, resumed: bool, facts: dict[str, Any]) -> None:
         """Record a start or a resumption and say what begins, what changed and what was passed over."""
@@ -116,8 +117,8 @@ class Monitor:
             if facts[label]:
                 text = "; ".join(facts[label]) if isinstance(facts[label], list) else facts[label]
                 print(f"  {label.replace('_', ' ')}: {text}")
-        if self._boards is not None:
-            print(f"  tensorboard --logdir {self.run_dir / 'tensorboard'}", flush=True)
+        for board in self._boards:
+            print(f"  {board.place}", flush=True)
 
     def train(self, progress: Progress, values: dict[str, float | None]) -> None:
         """Record a training step: loss (nats per token), lr, grad_norm, tokens_per_second, step_seconds, …"""
@@ -146,10 +147,16 @@ class Monitor:
         self.record("eval", progress, facts)
         self.scalars(split, progress, values)
         self._note_last(facts)
-        if result.chains is not None and self._boards is not None:
+        if result.chains is not None and self._boards:
             self.image(f"{split}/accuracy_by_chain", progress, picture(result.chains))
         self._evaluated.add((split, progress.step))
         print(f"{split} at step {progress.step}: {result}", flush=True)
+
+    def continuations(self, progress: Progress, written: Sequence[Continuation]) -> None:
+        """Record what the model wrote at an evaluation."""
+        for number, continuation in enumerate(written, start=1):
+            self.record("text", progress, {"prompt": continuation.prompt, "text": continuation.text})
+            self.text(f"continuations/{number}", progress, continuation.markdown())
 
     def _note_last(self, facts: Mapping[str, Any]) -> None:
         """Keep what an evaluation gave: the last of each split is what came of the run."""
@@ -187,7 +194,7 @@ class Monitor:
             os.fsync(self._file.fileno())
 
     def growth(self, progress: Progress, receipt: dict[str, Any], words: str) -> None:
-        """Record a structural event once; for TensorBoard its receipt and a marker at its step."""
+        """Record a structural event once; for the boards its receipt and a marker at its step."""
         print(words, flush=True)
         if (receipt["checkpoint"], receipt["plan"]) in self._grown:
             return
@@ -196,36 +203,37 @@ class Monitor:
         self.text("growth/receipt", progress, f"```\n{words}\n```")
 
     def scalars(self, group: str, progress: Progress, values: Mapping[str, float | None]) -> None:
-        """Points of this step for TensorBoard, each in the curve `group/name`; None is left out."""
-        if self._boards is not None:
-            with _unwritable_is_said(self.run_dir):
-                self._boards.scalars(group, progress, values)
+        """Points of this step for the boards, each in the curve `group/name`; None is left out."""
+        given = {name: value for name, value in values.items() if value is not None}
+        with _unwritable_is_said(self.run_dir):
+            for board in self._boards:
+                board.scalars(group, progress, given)
 
     def image(self, name: str, progress: Progress, pixels: np.ndarray) -> None:
-        """A picture of this step for TensorBoard: (H, W, 3) uint8."""
-        if self._boards is not None:
-            with _unwritable_is_said(self.run_dir):
-                self._boards.image(name, progress, pixels)
+        """A picture of this step for the boards: (H, W, 3) uint8."""
+        with _unwritable_is_said(self.run_dir):
+            for board in self._boards:
+                board.image(name, progress, pixels)
 
     def text(self, name: str, progress: Progress, markdown: str) -> None:
-        """A text of this step for TensorBoard."""
-        if self._boards is not None:
-            with _unwritable_is_said(self.run_dir):
-                self._boards.text(name, progress, markdown)
+        """A text of this step for the boards."""
+        with _unwritable_is_said(self.run_dir):
+            for board in self._boards:
+                board.text(name, progress, markdown)
 
     def end(self, progress: Progress, asked: Mapping[str, Any]) -> None:
         """Record the end of a run that was `asked` for so, and close."""
         self.event(progress, "end")
-        if self._boards is not None:
-            with _unwritable_is_said(self.run_dir):
-                self._boards.outcome(progress, asked, self._last)
+        with _unwritable_is_said(self.run_dir):
+            for board in self._boards:
+                board.outcome(progress, asked, self._last)
         self.close()
 
     def close(self) -> None:
         with _unwritable_is_said(self.run_dir):
             self._file.close()
-            if self._boards is not None:
-                self._boards.close()
+            for board in self._boards:
+                board.close()
 
     @staticmethod
     def _replace(path: Path, records: list[dict[str, Any]]) -> None:

@@ -144,7 +144,8 @@ def grow(
         write_plan(plan, written / "plan.json")
         receipt.write(written / "receipt.json")
         write_config(folder, grown_config)
-        monitor = Monitor(folder, config.monitor, checkpoint.progress, config.train.steps)
+        here = config.monitor.model_copy(update={"wandb": None})  # it shows runs, and this is the beginning of one
+        monitor = Monitor(folder, here, checkpoint.progress, config.train.steps)
         monitor.growth(checkpoint.progress, {"checkpoint": path.name, **receipt.record()}, receipt.words())
         monitor.close()
         state = {**checkpoint.state, "guard": {}}

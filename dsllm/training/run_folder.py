@@ -11,7 +11,7 @@ from dsllm.section import dotted
 from dsllm.training.checkpoints import Checkpoint, Origin
 from dsllm.training.monitor import METRICS
 
-CONTENTS = ("config.yaml", METRICS, "tensorboard", "checkpoints", "growth")
+CONTENTS = ("config.yaml", METRICS, "tensorboard", "wandb", "checkpoints", "growth")
 """What a run writes into its folder."""
 
 

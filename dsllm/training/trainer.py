@@ -29,8 +29,10 @@ from dsllm.section import leaves
 from dsllm.store import TensorStore
 from dsllm.training.agreement import check_agreement, facts_of
 from dsllm.training.beginning import first_values, with_sizes
+from dsllm.training.boards import check_boards
 from dsllm.training.checkpoints import Checkpoint, Checkpoints, Origin, Snapshot, incomplete_checkpoints
-from dsllm.training.compiling import check_compiler
+from dsllm.training.compiling import check_compiler, uncompiled
+from dsllm.training.continuations import Continuation, continuations_of
 from dsllm.training.ds_config import complete_ds_config
 from dsllm.training.engine import (
     ask_before_updates,
@@ -95,6 +97,8 @@ class BaseTrainer:
         found = None if checkpoint is None else world.together(lambda: self.model_section(checkpoint))
         self.model_config = found or self.config.model
         world.together(self.check)
+        world.from_main(lambda: check_boards(self.config.monitor))
+        self.continuations = world.together(lambda: continuations_of(self.config, self.splits, self.tokenizer))
         torch.manual_seed(train.seed)  # for a model that is built whole: alike on every rank
         self.model = self.build_model()
         world.together(lambda: self.model.checkpoint_activations(train.activation_checkpointing))
@@ -266,10 +270,13 @@ class BaseTrainer:
             return
         begun = time.perf_counter()
         result = self.measure(self.splits[split], samples)
-        if result is None:
+        seconds = time.perf_counter() - begun
+        written = None if result is None else self.written(split)
+        if result is None or written is None:
             return
         if self.monitor is not None:
-            self.monitor.evaluation(self.progress, split, result, time.perf_counter() - begun)
+            self.monitor.evaluation(self.progress, split, result, seconds)
+            self.monitor.continuations(self.progress, written)
         words = self.alarm.after(self.engine, self.splits[split], split, result.bits_per_byte)
         if words and self.monitor is not None:
             self.monitor.alarm(self.progress, words)
@@ -289,6 +296,14 @@ class BaseTrainer:
         self.engine.eval()
         known, device = self.tokenizer.token_bytes(), self.world.device
         return evaluate(self.engine, batches, known, device, self.world.total, self.signals.agreed)
+
+    def written(self, split: str) -> list[Continuation] | None:
+        """What the model writes at an evaluation on the validation split; None if a signal came."""
+        if split != "val":
+            return []
+        self.engine.eval()
+        with uncompiled(self.config.train.compile):
+            return self.continuations.write(self.engine, self.world.device, self.signals.agreed)
 
     def save(self) -> Path:
         """Write a checkpoint of this step, complete or not there at all."""

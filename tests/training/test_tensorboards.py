@@ -1,0 +1,86 @@
+"""TensorBoard, opened in a real browser on a run that grows, shows what people look for where they look for it."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.launching import environment, train
+
+CHROMIUM = shutil.which("chromium")
+PATIENCE = 60_000
+"""Milliseconds that a page has to show something, beside other tests on two cores."""
+
+
+@pytest.fixture(scope="module")
+def address(growing, tmp_path_factory) -> Iterator[str]:
+    """Where TensorBoard serves a run that grew."""
+    run_dir = tmp_path_factory.mktemp("shown") / "run"
+    train(growing, run_dir, monitor__tensorboard="true", growth__watch_every=1)
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", run_dir / "tensorboard", "--port", "0"]
+    server = subprocess.Popen(
+        [*map(str, command), "--host", "127.0.0.1"],
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert server.stdout is not None
+    said = []
+    for line in server.stdout:
+        said.append(line)
+        if "http://" in line and "TensorBoard" in line:
+            yield line.split()[3]
+            break
+    server.terminate()
+    server.wait()
+    assert "TensorBoard" in said[-1], "".join(said)
+
+
+@pytest.fixture
+def page(address) -> Iterator:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(PATIENCE)
+        errors = []
+        page.on("pageerror", lambda error: errors.append(error))
+        yield page
+        assert not errors
+        browser.close()
+
+
+def seen(page, text: str, exact: bool = False):
+    """The first visible part of the page that says so, once it is there."""
+    found = page.get_by_text(text, exact=exact).filter(visible=True).first
+    found.wait_for()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_each_tab_shows_the_run(page, address):
+    page.goto(f"{address}#custom_scalars")
+    for title in ("loss, nats per token", "the same by tokens", "learning rate", "tokens per second", "memory of rank"):
+        assert seen(page, title).bounding_box()["y"] < 1000  # on the first screen
+    seen(page, "divergence of copies")
+
+    page.goto(f"{address}#timeseries")
+    for group in ("train", "train_by_tokens", "val", "growth", "layers"):
+        seen(page, group, exact=True)
+
+    page.goto(f"{address}#images")
+    seen(page, "layers/divergence")
+    page.locator("img[src*=individualImage]").filter(visible=True).first.wait_for()
+
+    page.goto(f"{address}#text")
+    for text in ("continuations/1", "continuation", "growth/receipt", "2 → 4 distinct blocks"):
+        seen(page, text)
+
+    page.goto(f"{address}#hparams")
+    for name in ("growth.factor", "last/val_loss"):
+        seen(page, name)
