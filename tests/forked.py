@@ -25,22 +25,27 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def forked(command: Sequence[Any], ranks: int = 1, expect: int = 0, seconds: float = 300) -> str:
-    """Run a script on so many ranks to its end; fails unless the first of them to fail exits with `expect`."""
+def forked(
+    command: Sequence[Any], ranks: int = 1, expect: int = 0, seconds: float = 300, folder: Path = REPOSITORY
+) -> str:
+    """Run a script, or `-m` and a module, on so many ranks in a folder to its end.
+
+    Fails unless the first of them to fail exits with `expect`.
+    """
     with tempfile.NamedTemporaryFile("r", prefix="output.") as log:
-        code = ended(begin([str(word) for word in command], Path(log.name), ranks), seconds)
+        code = ended(begin([str(word) for word in command], Path(log.name), ranks, folder), seconds)
         output = log.read()
     assert code == expect, f"exit code {code}, expected {expect}:\n{output}"
     return output
 
 
-def begin(command: Sequence[str], log: Path, ranks: int = 1) -> list[ForkServerProcess]:
+def begin(command: Sequence[str], log: Path, ranks: int = 1, folder: Path = REPOSITORY) -> list[ForkServerProcess]:
     """Start a script on processes of this machine; what they print is added to `log`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preloaded"])
     processes = []
     for world in worlds(ranks):
-        process = context.Process(target=_become, args=(list(command), world, log))
+        process = context.Process(target=_become, args=(list(command), world, log, folder))
         process.start()
         processes.append(process)
     return processes
@@ -77,17 +82,21 @@ def ended(processes: Sequence[ForkServerProcess], seconds: float) -> int:
     return failed
 
 
-def _become(command: list[str], world: Mapping[str, str], log: Path) -> None:
+def _become(command: list[str], world: Mapping[str, str], log: Path, folder: Path) -> None:
     """In a fresh fork: become the process that `python COMMAND` would be."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
-    os.chdir(REPOSITORY)
+    os.chdir(folder)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     os.environ.update(world, OMP_NUM_THREADS="1")
-    sys.argv = command
-    sys.path.insert(0, str(Path(command[0]).resolve().parent))
     sys.orig_argv = [sys.executable, *command]
-    runpy.run_path(command[0], run_name="__main__")
+    if command[0] == "-m":
+        sys.argv = command[1:]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = command
+        sys.path.insert(0, str(Path(command[0]).resolve().parent))
+        runpy.run_path(command[0], run_name="__main__")

@@ -1,23 +1,64 @@
-"""Every command that a page of docs/ shows works as it stands there, in the order of the page."""
+"""What a page of docs/ shows works as it stands there: commands in the order of the page, configurations, Python.
+
+```sh          run here, from a folder with data/mine, models/gpt2, runs/mine and runs/mine_diverging
+```sh setup    targets of the Makefile, and what stands around them
+```sh serves   runs until it is ended: it has to say where it listens
+```sh hosts    needs several hosts: tests/multihost runs them
+```sh slurm    needs a cluster: tests/slurm runs them
+```sh hub      needs a model hub, which no test has
+```yaml        sections of a configuration
+```python      a file by itself, or, if its first line names a file, `# smooth.py`, that file beside the page's commands
+"""
 
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dsllm.config import RunConfig
+from dsllm.yaml_file import parse_yaml
+from tests.forked import forked
 from tests.launching import REPOSITORY, environment, train
 
-PAGES = ["evaluate.md", "plan.md", "pretrained.md"]
-LINKS = re.compile(r"\]\(([^)#:]+)\)")
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+BLOCK = re.compile(r"^```(\w+ ?\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+KINDS = {"sh", "sh setup", "sh serves", "sh hosts", "sh slurm", "sh hub", "yaml", "python", "json"}
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+TRAINS = re.compile(r"launch/train\.py|\b\w+\.py --config")
+SMALL = [
+    "--train.micro_batch_size=4",
+    "--train.global_batch_size=8",
+    "--train.eval_samples=8",
+    "--train.test_samples=8",
+]
+"""A page shows sizes for accelerators; a test has two cores."""
+SHORT = {"installed:sympy,mpmath,networkx": "installed:mpmath"}
 
 
-def commands(page: str) -> list[list[str]]:
-    """The words of each command; those that need a hub, `sh hub`, are left out."""
-    blocks = re.findall(r"```sh\n(.*?)```", (REPOSITORY / "docs" / page).read_text(encoding="utf-8"), flags=re.DOTALL)
-    return [shlex.split(line) for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Kind and text of each block of a page."""
+    return BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
+
+
+def commands(page: str, kind: str) -> Iterator[list[str]]:
+    """The words of each command in the page's blocks of a kind."""
+    for found, text in blocks(page):
+        if found == kind:
+            for line in text.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words:
+                    yield words
+
+
+def shows(*kinds: str) -> list[str]:
+    return [page for page in PAGES if any(kind in kinds for kind, _ in blocks(page))]
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +74,22 @@ def place(data_folder: Path, pretrained: Path, recipe: Path, growing: Path, tmp_
     return place
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
-def test_its_commands_work(page, place):
-    shutil.rmtree(place / "exported", ignore_errors=True)
-    for words in commands(page):
-        small = ["--train.micro_batch_size=4", "--train.global_batch_size=8"] if "launch/train.py" in words else []
+def execute(words: list[str], place: Path) -> None:
+    """A command as the page has it; of Python and DeepSpeed a fork, which has imported everything."""
+    words = [SHORT.get(word, word) for word in words]
+    small = SMALL if TRAINS.search(" ".join(words)) else []
+    program, rest = words[0], words[1:]
+    if program == "deepspeed":
+        ranks = int(rest[rest.index("--num_gpus") + 1]) if "--num_gpus" in rest else 2
+        script = next(index for index, word in enumerate(rest) if word.endswith(".py"))
+        forked([*rest[script:], *small], ranks, folder=place)
+    elif program == "python":
+        forked([*rest, *small], folder=place)
+    else:
         done = subprocess.run(
-            [*words, *small],
+            [program, *rest],
             cwd=place,
-            env={**environment(), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
+            env={**environment(), **OFFLINE},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -50,7 +97,59 @@ def test_its_commands_work(page, place):
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}"
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in (REPOSITORY / "docs").glob("*.md")))
+@pytest.mark.slow
+@pytest.mark.parametrize("page", shows("sh"))
+def test_its_commands_work(page, place):
+    shutil.rmtree(place / "exported", ignore_errors=True)
+    for kind, text in blocks(page):
+        if kind == "python" and text.startswith("# "):
+            (place / text.split()[1]).write_text(text)
+    for words in commands(page, "sh"):
+        execute(words, place)
+
+
+@pytest.mark.parametrize("page", shows("sh setup"))
+def test_what_sets_up_is_in_the_makefile(page):
+    for words in commands(page, "sh setup"):
+        if words[0] == "make":
+            subprocess.run(["make", "-n", *words[1:]], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+        else:
+            assert words[0] in ("git", "cd", "source", ".", "pip"), words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", shows("sh serves"))
+def test_what_serves_says_where(page, place):
+    for words in commands(page, "sh serves"):
+        with subprocess.Popen(
+            words, cwd=place, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as server:
+            assert any("http://" in line for line in server.stdout or ())
+            server.terminate()
+
+
+@pytest.mark.parametrize("page", shows("yaml"))
+def test_its_configurations_are_valid(page):
+    for kind, text in blocks(page):
+        if kind == "yaml":
+            RunConfig.from_values({"run_dir": "runs/x", "data": {"path": "data/mine"}} | parse_yaml(text))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", shows("python"))
+def test_its_python_runs(page, place):
+    for kind, text in blocks(page):
+        if kind == "python" and not text.startswith("# "):
+            (place / "page.py").write_text(text)
+            forked(["page.py"], folder=place)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_its_blocks_are_of_a_kind_that_is_tested(page):
+    assert {kind for kind, _ in blocks(page)} <= KINDS
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_its_links_lead_to_files(page):
-    for target in LINKS.findall((REPOSITORY / "docs" / page).read_text(encoding="utf-8")):
-        assert (REPOSITORY / "docs" / target).exists(), target
+    for target in LINK.findall((DOCS / page).read_text(encoding="utf-8")):
+        assert (DOCS / target).exists(), target
