@@ -3,11 +3,13 @@
     forked(["launch/train.py", "--config", recipe], ranks=2)       # what they printed
 
 Importing torch and DeepSpeed costs a process three seconds, and DeepSpeed's launcher two processes more. What a fork
-does is what `python SCRIPT` does with RANK and the rest set, as launchers set them; when it executes itself anew, as
-after a structural event, it is an ordinary process. Tests of launchers, signals to them and imports start the real
-thing by `tests.launching`.
+does is what `python SCRIPT` does with RANK and the rest set, as launchers set them. When it executes itself anew, as
+after a structural event, `forked` gives it another fork, and of `begin` it is an ordinary process from there on. Tests
+of launchers, signals to them and imports start the real thing by `tests.launching`.
 """
 
+import ctypes
+import json
 import multiprocessing
 import os
 import runpy
@@ -17,12 +19,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 REPOSITORY = Path(__file__).resolve().parent.parent
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): a signal when the parent has died."""
 
 
 def forked(
@@ -33,19 +41,24 @@ def forked(
     Fails unless the first of them to fail exits with `expect`.
     """
     with tempfile.NamedTemporaryFile("r", prefix="output.") as log:
-        code = ended(begin([str(word) for word in command], Path(log.name), ranks, folder), seconds)
+        code = ended(begin([str(word) for word in command], Path(log.name), ranks, folder, again=True), seconds)
         output = log.read()
     assert code == expect, f"exit code {code}, expected {expect}:\n{output}"
     return output
 
 
-def begin(command: Sequence[str], log: Path, ranks: int = 1, folder: Path = REPOSITORY) -> list[ForkServerProcess]:
-    """Start a script on processes of this machine; what they print is added to `log`."""
+def begin(
+    command: Sequence[str], log: Path, ranks: int = 1, folder: Path = REPOSITORY, again: bool = False
+) -> list[ForkServerProcess]:
+    """Start a script on processes of this machine; what they print is added to `log`.
+
+    `again`: what executes itself anew becomes another fork, and the process that is given here the parent of both.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preloaded"])
     processes = []
     for world in worlds(ranks):
-        process = context.Process(target=_become, args=(list(command), world, log, folder))
+        process = context.Process(target=_become, args=(list(command), world, log, folder, again))
         process.start()
         processes.append(process)
     return processes
@@ -77,12 +90,22 @@ def ended(processes: Sequence[ForkServerProcess], seconds: float) -> int:
                     other.terminate()
         if running and time.monotonic() >= deadline:
             for process in running.values():
-                process.kill()
+                kill(process)
             failed = failed or -signal.SIGKILL
     return failed
 
 
-def _become(command: list[str], world: Mapping[str, str], log: Path, folder: Path) -> None:
+def kill(process: ForkServerProcess) -> None:
+    """A process that `begin` gave, and the fork that it is by now; they are gone when it returns."""
+    below = []
+    with suppress(psutil.NoSuchProcess):
+        below = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.join()
+    psutil.wait_procs(below, timeout=10)
+
+
+def _become(command: list[str], world: Mapping[str, str], log: Path, folder: Path, again: bool) -> None:
     """In a fresh fork: become the process that `python COMMAND` would be."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
@@ -92,6 +115,8 @@ def _become(command: list[str], world: Mapping[str, str], log: Path, folder: Pat
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     os.environ.update(world, OMP_NUM_THREADS="1")
+    if again:
+        command = _fork_for_each_execution(command)
     sys.orig_argv = [sys.executable, *command]
     if command[0] == "-m":
         sys.argv = command[1:]
@@ -100,3 +125,36 @@ def _become(command: list[str], world: Mapping[str, str], log: Path, folder: Pat
         sys.argv = command
         sys.path.insert(0, str(Path(command[0]).resolve().parent))
         runpy.run_path(command[0], run_name="__main__")
+
+
+def _fork_for_each_execution(command: list[str]) -> list[str]:
+    """Returns in a fork, with what it is to run; its parent ends as the last fork does, and passes SIGTERM on to it."""
+    while True:
+        receive, send = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(receive)
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.execv = partial(_tell, send)  # type: ignore[assignment]
+            return command
+        os.close(send)
+        signal.signal(signal.SIGTERM, lambda *_, child=child: os.kill(child, signal.SIGTERM))
+        with os.fdopen(receive) as pipe:
+            told = pipe.read()
+        status = os.waitpid(child, 0)[1]
+        if not told:
+            if os.WIFSIGNALED(status):
+                with suppress(OSError):  # SIGKILL has no handler
+                    signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+                os.kill(os.getpid(), os.WTERMSIG(status))
+            os._exit(os.waitstatus_to_exitcode(status))
+        command, environment = json.loads(told)
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def _tell(pipe: int, program: str, argv: list[str]) -> None:
+    """Instead of executing `argv`: let the parent fork for it."""
+    with os.fdopen(pipe, "w") as parent:
+        json.dump([argv[1:], dict(os.environ)], parent)
+    os._exit(0)

@@ -52,7 +52,7 @@ monitor: {{log_every: 1, tensorboard: false}}
     )
     for number, (size, stage) in enumerate(zip(ranks, stages, strict=True)):
         command = [str(script), f"--config={recipe}", f"--train.ds_config=ds_configs/zero{stage}.json"]
-        code = ended(begin(command, folder / "log", size), 120)
+        code = ended(begin(command, folder / "log", size, again=True), 120)
         assert code == (0 if number == len(ranks) - 1 else 143), (folder / "log").read_text()
     records = [record for record in read_metrics(folder / "run") if record["kind"] == "train"]
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))

@@ -3,9 +3,9 @@
     live(["--config=…"], folder, ranks=2, end="SIGKILL@1@the grown tensors are half written")     # [-9, -9]
     live(["--config=…"], folder, ranks=2)                                                         # [0, 0]
 
-A process begins as a fork (`tests.forked`); what it does then is what `launch/train.py` does, and after a structural
-event it executes itself anew for good. A point is before or after a call of one function: where that is in the code is
-all that a point knows of it.
+A process begins as a fork (`tests.forked`); what it does then is what `launch/train.py` does. After a structural event
+it executes itself anew for good, or becomes another fork, which is quicker. A point is before or after a call of one
+function: where that is in the code is all that a point knows of it.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # when it executes itself anew
 
-from tests.forked import begin
+from tests.forked import begin, kill
 
 END = "--end="
 """SIGNAL@RANK@POINT: that rank sends itself a signal there."""
@@ -84,18 +84,21 @@ PLAIN_POINTS = {
 """Of a run that does not grow."""
 
 
-def live(arguments: Sequence[str], folder: Path, ranks: int = 1, end: str | None = None) -> list[int]:
+def live(
+    arguments: Sequence[str], folder: Path, ranks: int = 1, end: str | None = None, again: bool = False
+) -> list[int]:
     """Train on processes of this machine until they end; when one is killed, the others are too.
 
-    Gives the exit codes by rank; what the processes print is added to `folder`/log.
+    `again`: what executes itself anew becomes another fork. Gives the exit codes by rank; what the processes print is
+    added to `folder`/log.
     """
-    processes = begin([__file__, *arguments, *([END + end] if end else [])], folder / "log", ranks)
+    processes = begin([__file__, *arguments, *([END + end] if end else [])], folder / "log", ranks, again=again)
     running = {process.sentinel: process for process in processes}
     while running:
         ended = [running.pop(sentinel) for sentinel in wait(list(running), timeout=120)]  # type: ignore[call-overload]
         if not ended or any(process.exitcode not in (0, 2, 143) for process in ended):
             for process in running.values():  # as a launcher does, or a host that loses power
-                process.kill()
+                kill(process)
     for process in processes:
         process.join()
     return [process.exitcode for process in processes]  # type: ignore[misc]

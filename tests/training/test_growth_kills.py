@@ -29,6 +29,8 @@ class Run:
     recipe: Path
     folder: Path
     options: list[str] = field(default_factory=list)
+    again: bool = True
+    """Whether it goes on after an event as a fork; else as it does for a user."""
 
     @property
     def path(self) -> Path:
@@ -36,7 +38,8 @@ class Run:
 
     def live(self, stage: int, ranks: int, end: str | None = None) -> list[int]:
         chosen = [f"--run_dir={self.path}", f"--train.ds_config=ds_configs/zero{stage}.json", *self.options]
-        return live([f"--config={self.recipe}", *chosen], self.folder, ranks, end)
+        again = self.again and not (end or "").startswith("SIGTERM")  # a signal may wait while a process begins anew
+        return live([f"--config={self.recipe}", *chosen], self.folder, ranks, end, again)
 
     def ended(self, stage: int, ranks: int, end: str) -> None:
         """Killed where `end` says; or stopped, and then every rank with 143."""
@@ -96,7 +99,8 @@ def undisturbed(growing: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 
     def run(stage: int, ranks: int) -> Run:
         if (stage, ranks) not in runs:
-            runs[stage, ranks] = Run(growing, tmp_path_factory.mktemp("undisturbed")).finished(stage, ranks)
+            run = Run(growing, tmp_path_factory.mktemp("undisturbed"), again=False)
+            runs[stage, ranks] = run.finished(stage, ranks)
         return runs[stage, ranks]
 
     return run
