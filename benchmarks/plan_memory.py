@@ -18,6 +18,7 @@ from dsllm.models import skeleton
 from dsllm.planning import memory
 from dsllm.planning.activations import count_activations
 from dsllm.planning.memory import Machine, Sizes, by_weights, memory_of
+from dsllm.planning.plan import RESERVED
 from dsllm.training.ds_config import read_ds_config
 
 ROOT, MIB = Path(__file__).resolve().parent.parent, 2**20
@@ -52,6 +53,16 @@ def planned(
     return memory_of(sizes, Machine(ranks, gpu), zero, precision).peak / MIB
 
 
+OF_1558M = ("model.n_layer=48", "model.n_head=25", "model.n_embd=1600")
+PUBLISHED = {
+    "GPT-2 124M, 32 sequences, ZeRO 0": ((), 32, 0, 16_661),
+    "GPT-2 124M, 32 sequences, ZeRO 1": ((), 32, 1, 15_593),
+    "GPT-2 1,558M, 4 sequences, ZeRO 0": (OF_1558M, 4, 0, 35_975),
+    "GPT-2 1,558M, 4 sequences, ZeRO 1": (OF_1558M, 4, 1, 22_601),
+}
+"""MiB of each of 4 GPUs, by nvidia-smi, as llm.c's author tells them (github.com/karpathy/llm.c, pull request 309)."""
+
+
 def gpu_rows() -> list[tuple[str, float, float]]:
     """Name, planned and measured MiB."""
     rows = []
@@ -80,8 +91,32 @@ def cpu_rows() -> list[tuple[str, float, float]]:
     return rows
 
 
+def published_rows() -> list[tuple[str, float, float]]:
+    """The same of runs of llm.c, which is no DeepSpeed: it holds gradients and logits whole, and has no buckets."""
+    rows = []
+    for name, (overrides, sequences, stage, published) in PUBLISHED.items():
+        config = RunConfig.from_file(
+            ROOT / "launch" / "recipes" / "gpt2_124m.yaml",
+            ["model.positions=learned", "train.activation_checkpointing=none", *overrides],
+        )
+        section = config.model.model_copy(update={"vocab_size": 50304})
+        p, kept = skeleton(section).count_parameters(), count_activations(section, "none", True, False)
+        sizes = Sizes(p, p, 50304 * section.n_embd, 50304, sequences, section.context, kept)
+        parts = memory_of(sizes, Machine(4, gpu=True), {"stage": 2}, "bf16").forward
+        states = (parts["masters"] + parts["moments"]) * (1 if stage else 4)
+        whole = 2 * p + 2 * sequences * section.context * 50304
+        rows.append(
+            (name, (parts["weights"] + states + parts["activations"] + whole) / MIB + 1024 * RESERVED, published)
+        )
+    return rows
+
+
 def main() -> None:
-    facts = {"on a GPU, by torch's allocator": gpu_rows(), "on CPUs, resident": cpu_rows()}
+    facts = {
+        "on a GPU, by torch's allocator": gpu_rows(),
+        "on CPUs, resident": cpu_rows(),
+        "on four GPUs, others' runs": published_rows(),
+    }
     text = []
     for where, rows in facts.items():
         cells = [[name, f"{plan:,.0f}", f"{found:,.0f}", f"{plan / found - 1:+.1%}"] for name, plan, found in rows]

@@ -270,11 +270,15 @@ class RunConfig(Section):
     """hf: and a folder, or a name on the hub: a pre-trained GPT-2 of transformers that the run begins with, by its
     weights, and its sizes where `model` leaves them out. Null: weights by `train.seed`."""
     model: SerializeAsAny[ModelConfig] = ModelConfig()
+    """The model; its `name` says which other keys there are."""
     data: DataConfig
+    """Where the tokens come from."""
     train: TrainConfig = TrainConfig()
+    """The optimizer, its schedule, and when to evaluate and save."""
     growth: GrowthConfig | None = None
     """Left out: the model stays as it is."""
     monitor: MonitorConfig = MonitorConfig()
+    """What is written while training."""
 
     @field_validator("run_dir")
     @classmethod

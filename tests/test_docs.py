@@ -10,17 +10,24 @@
 ```python      a file by itself, or, if its first line names a file, `# smooth.py`, that file beside the page's commands
 """
 
+import functools
+import http.server
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dsllm import config
 from dsllm.config import RunConfig
 from dsllm.yaml_file import parse_yaml
+from tests.browsing import browser, needs_chromium, opened
 from tests.forked import forked
 from tests.launching import REPOSITORY, environment, train
 
@@ -152,3 +159,42 @@ def test_its_blocks_are_of_a_kind_that_is_tested(page):
 def test_its_links_lead_to_files(page):
     for target in LINK.findall((DOCS / page).read_text(encoding="utf-8")):
         assert (DOCS / target).exists(), target
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *words: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Iterator[str]:
+    """The address of the site, built so that a warning is a failure."""
+    folder = tmp_path_factory.mktemp("site") / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    serves = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=folder))
+    threading.Thread(target=serves.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{serves.server_port}/"
+    serves.shutdown()
+
+
+@pytest.mark.slow
+@needs_chromium
+@pytest.mark.parametrize("width", [1400, 390])
+def test_in_a_browser_the_site_is_whole_and_asks_no_other_host(site, width):
+    paths = ["", *(page.removesuffix(".md") + "/" for page in PAGES if page != "index.md"), "reference/dsllm/"]
+    with browser() as chromium, opened(chromium, width) as page:
+        for path in paths:
+            page.goto(site + path, wait_until="networkidle")
+            assert page.locator("h1").count() == 1
+            assert not page.evaluate("[...document.images].some(image => !image.complete || !image.naturalWidth)")
+            assert not page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+
+
+@pytest.mark.slow
+def test_the_reference_has_every_key_of_the_configuration(site):
+    text = urllib.request.urlopen(f"{site}reference/dsllm/").read().decode()
+    for section in ("ModelConfig", "DataConfig", "TrainConfig", "GrowthConfig", "LoRAConfig", "MonitorConfig"):
+        for key in getattr(config, section).model_fields:
+            assert f'id="dsllm.config.{section}.{key}"' in text

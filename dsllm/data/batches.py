@@ -91,7 +91,8 @@ class BatchLoader:
         seed: of the order of the samples.
         global_batch_size: samples per optimizer step over all ranks.
         micro_batch_size: samples per rank in one forward pass.
-        rank, world_size: this process among those that share the batch.
+        rank: this process among those that share the batch, from 0.
+        world_size: how many they are.
         mask_documents: also give the document of each token.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Planned memory is within a tenth of what runs of this repository were measured to take."""
+"""Planned memory is within a tenth of what was measured: of runs of this repository, and of others' as published."""
 
 import sys
 
@@ -10,9 +10,9 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import plan_memory
 
 
-@pytest.mark.parametrize("where", ["gpu_rows", "cpu_rows"])
-def test_a_plan_is_within_a_tenth_of_what_was_measured(where):
+@pytest.mark.parametrize(("where", "runs"), [("gpu_rows", 9), ("cpu_rows", 10), ("published_rows", 4)])
+def test_a_plan_is_within_a_tenth_of_what_was_measured(where, runs):
     rows = getattr(plan_memory, where)()
-    assert len(rows) > 8
+    assert len(rows) == runs
     for name, planned, measured in rows:
         assert planned == pytest.approx(measured, rel=0.1), name

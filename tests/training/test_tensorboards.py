@@ -1,17 +1,13 @@
 """TensorBoard, opened in a real browser on a run that grows, shows what people look for where they look for it."""
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
+from tests.browsing import browser, needs_chromium, opened, seen
 from tests.launching import environment, train
-
-CHROMIUM = shutil.which("chromium")
-PATIENCE = 60_000
-"""Milliseconds that a page has to show something, beside other tests on two cores."""
 
 
 @pytest.fixture(scope="module")
@@ -39,31 +35,14 @@ def address(growing, tmp_path_factory) -> Iterator[str]:
     assert "TensorBoard" in said[-1], "".join(said)
 
 
-@pytest.fixture
-def page(address) -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(PATIENCE)
-        errors = []
-        page.on("pageerror", lambda error: errors.append(error))
-        yield page
-        assert not errors
-        browser.close()
-
-
-def seen(page, text: str, exact: bool = False):
-    """The first visible part of the page that says so, once it is there."""
-    found = page.get_by_text(text, exact=exact).filter(visible=True).first
-    found.wait_for()
-    return found
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_each_tab_shows_the_run(page, address):
+@needs_chromium
+def test_each_tab_shows_the_run(address):
+    with browser() as chromium, opened(chromium) as page:
+        look(page, address)
+
+
+def look(page, address: str) -> None:
     page.goto(f"{address}#custom_scalars")
     for title in ("loss, nats per token", "the same by tokens", "learning rate", "tokens per second", "memory of rank"):
         assert seen(page, title).bounding_box()["y"] < 1000  # on the first screen
