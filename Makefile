@@ -9,7 +9,7 @@ RANKS ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | wc -l); echo $$((n == 1 ? 1 : 
 WORKERS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 TRAIN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --quiet --num_gpus $(RANKS) launch/train.py
 
-.PHONY: env demo test fuzz soak check bench lock clean
+.PHONY: env demo test fuzz soak check bench docs lock clean
 .DELETE_ON_ERROR:
 
 env: $(READY)
@@ -44,6 +44,10 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages of docs/ and a reference from the docstrings, as a site in site/; `.venv/bin/mkdocs serve` shows it.
+docs: env
+	$(BIN)/mkdocs build --strict
 
 # Every parser of outside input against 200,000 damaged files: some ten minutes on one core.
 fuzz: env

@@ -36,7 +36,8 @@ def judged(folder: Path, task: str, data: Path, **more: object) -> dict[str, flo
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    tasks = TaskManager(include_path=str(REPOSITORY / "launch" / "lm_eval"), metadata={"data": str(data), **FEW})
+    ours = {"include_path": str(REPOSITORY / "launch" / "lm_eval"), "include_defaults": False}  # thousands of files
+    tasks = TaskManager(**ours, metadata={"data": str(data), **FEW})
     options = {"device": "cpu", "batch_size": 8, "bootstrap_iters": 0}
     model = {"pretrained": str(folder), **more}
     found = simple_evaluate("hf", model_args=model, tasks=[task], task_manager=tasks, **options)
