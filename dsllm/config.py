@@ -15,12 +15,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, field_validator
 
-from dsllm.errors import LONGEST_VALUE, ConfigError, shortened
+from dsllm.errors import LONGEST_VALUE, ConfigError, shortened, shown
 from dsllm.registry import MODELS, OPERATORS, POLICIES
 from dsllm.section import Section, raise_problems, section_within, unknown_key, validate
 from dsllm.yaml_file import parse_yaml, read_yaml
 
 Fraction = Field(ge=0, le=1)
+NAMED = {"growth.operator", "growth.policy"}
+"""A plain word there is short for a mapping that has it as `name`."""
 
 
 class ModelConfig(Section):
@@ -352,12 +354,15 @@ class RunConfig(Section):
 def _assign(values: dict[str, Any], key: str, text: str, problems: list[str]) -> None:
     """Set the dotted `key` in nested dictionaries to the YAML value `text`."""
     *sections, last = key.split(".")
-    for section in sections:
+    for depth, section in enumerate(sections, start=1):
+        within = ".".join(sections[:depth])
         if values.get(section) is None:  # left out, or null as `as_yaml` writes it
             values[section] = {}
+        elif within in NAMED and isinstance(values[section], str):
+            values[section] = {"name": values[section]}
         values = values[section]
         if not isinstance(values, dict):
-            problems.append(f"{key}: {section} is no section")
+            problems.append(f"{key}: {within} is no section of keys here, but {shown(values)}")
             return
     try:
         values[last] = parse_yaml(text)

@@ -74,7 +74,7 @@ OPERATORS: "Registry[Any]" = Registry(
     "operator",
     {
         name: f"dsllm.growth.operators:{name}"
-        for name in ("untie", "interpose", "stack", "middle", "zero_init", "dropin", "mixture", "lateral")
+        for name in ("untie", "interpose", "stack", "middle", "zero_init", "random", "dropin", "mixture", "lateral")
     },
 )
 """What a grown model is: functions under `@dsllm.growth.operator`."""

@@ -85,7 +85,8 @@ def leaves(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 def unknown_key(at: str, key: str, known: list[str]) -> str:
     """The line for a key that does not exist, with the nearest one that does."""
     close = get_close_matches(key[:LONGEST_VALUE], known, n=1)
-    hint = f"did you mean {dotted(at, close[0])}?" if close else f"known keys: {', '.join(sorted(known))}"
+    others = f"known keys: {', '.join(sorted(known))}" if known else "there are none"
+    hint = f"did you mean {dotted(at, close[0])}?" if close else others
     return f"{dotted(at, shortened(key, LONGEST_VALUE))}: no such key; {hint}"
 
 

@@ -35,7 +35,9 @@ def main() -> None:
     parser = CommandLine(__doc__, epilog)
     parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help="or hf:, and a folder or a name on the hub")
     parser.add_argument("--data", metavar="DIR", help="with hf: the data folder of the new run, if not the recipe's")
-    parser.add_argument("--config", type=Path, help=f"with hf: the recipe of the new run ({PRETRAINED})")
+    parser.add_argument(
+        "--config", type=Path, help=f"with hf: the recipe of the new run (launch/recipes/{PRETRAINED.name})"
+    )
     parser.add_argument("--out", type=named_path, metavar="DIR", help="the new run's folder: not there yet, or empty")
     parser.add_argument("--dry_run", action="store_true", help="say what would be done, and write no checkpoint")
     parser.add_argument("--save_plan", type=named_path, metavar="FILE", help="write down all that is done, by tensor")

@@ -69,7 +69,7 @@ def test_a_bound_and_a_type_in_one_section_are_both_told(recipe):
         ("train.global_batch_size=20", "not a multiple of train.micro_batch_size = 8; take 16 or 24"),
         ("train.steps=many", "train.steps = 'many'"),
         ("train=3", "train = 3: a section of keys and values is needed here"),
-        ("train.steps.x=3", "train.steps.x: steps is no section"),
+        ("train.steps.x=3", "train.steps.x: train.steps is no section of keys here, but "),
         ("run_dir=", "run_dir"),
     ],
 )
@@ -78,6 +78,12 @@ def test_a_wrong_value_is_named(recipe, override, message):
     with pytest.raises(ConfigError, match="problem") as raised:
         RunConfig.from_file(recipe, overrides=overrides)
     assert message in str(raised.value)
+
+
+def test_options_of_a_policy_or_an_operator_that_is_a_plain_word_are_given_one_by_one(recipe):
+    plain = ["model.name=progressive", "growth={operator: stack, policy: schedule}"]
+    growth = RunConfig.from_file(recipe, [*plain, "growth.policy.at=[0.5]", "growth.operator.name=interpose"]).growth
+    assert growth.policy == {"name": "schedule", "at": [0.5]} and growth.operator == {"name": "interpose"}
 
 
 def test_what_hangs_on_a_wrong_value_is_not_guessed_at(recipe):

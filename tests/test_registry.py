@@ -1,5 +1,6 @@
 """Parts by name: built in, registered by a script, or imported from a user's package."""
 
+import subprocess
 import sys
 
 import pytest
@@ -49,3 +50,12 @@ def test_what_cannot_be_imported_is_said(codecs, name):
 def test_a_wrong_name_brings_the_nearest(codecs):
     with pytest.raises(ConfigError, match="did you mean json"):
         codecs["jsn"]
+
+
+def test_every_operator_that_is_built_in_is_known_before_its_module_is_imported():
+    from dsllm.growth import operators
+
+    there = {name for name, value in vars(operators).items() if isinstance(value, operators.Operator)}
+    names = "from dsllm.registry import OPERATORS; print(*OPERATORS.names())"
+    known = subprocess.run([sys.executable, "-c", names], capture_output=True, text=True, check=True).stdout.split()
+    assert there == set(known)

@@ -131,6 +131,11 @@ class Manifest(_Record):
             DataError: missing, unreadable, not of this format, or of a newer one.
         """
         path = Path(folder) / MANIFEST_NAME
+        if not path.parent.is_dir() and path.parent.with_name(f"{path.parent.name}.idx").exists():
+            raise DataError(
+                f"{folder}: a pair of files, not a folder; make one of it by `python -m data_prep convert {folder} "
+                f"--to megatron --out FOLDER`"
+            )
         if not path.parent.is_dir():
             raise DataError(f"{folder}: no such folder; make it with `python -m data_prep tokenize --out {folder}`")
         if not path.exists():

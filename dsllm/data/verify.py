@@ -49,7 +49,7 @@ def verify_folder(path: Path, progress: Callable[[ShardInfo], object] = lambda s
     report = VerifyReport(Manifest.read(folder))
     if not report.manifest.complete:
         report.problems.append(
-            f"{folder}: its preparation did not end; run the same `data_prep` command again, it goes on"
+            f"{folder}: its preparation did not end; leave its files, the same `data_prep` command goes on with them"
         )
     for shard in report.manifest.shards:
         try:
@@ -57,6 +57,8 @@ def verify_folder(path: Path, progress: Callable[[ShardInfo], object] = lambda s
         except DataError as error:
             report.problems.append(str(error))
         progress(shard)
+    if not report.manifest.complete:
+        return report  # of the files that are there the journal knows
     known = {file for shard in report.manifest.shards for file in shard.files}
     there = {file.name for suffix in (".bin", ".idx") for file in folder.glob(f"*{suffix}")}
     report.problems += [

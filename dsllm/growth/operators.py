@@ -65,7 +65,7 @@ class Operator(Part):
         if self.needs is not None and self.needs not in type(model).model_fields:
             raise ConfigError(
                 f"growth.operator = {self.name}: needs model.{self.needs}, which model.name = {model.name} does not "
-                f"have; take interpose, zero_init or dropin"
+                f"have; take interpose, zero_init, dropin or random"
             )
         growth: Growth = self.function(model, factor, **options)
         growth = replace(growth, operator=self.name, preserves_function=self.preserves_function)

@@ -207,7 +207,7 @@ def check_places(growth: Growth, before: GrowableConfig) -> None:
         if source is not None and places[source] != place:
             raise ConfigError(
                 f"growth.operator = {growth.operator}: would make new block {block}, in {place}, from old block "
-                f"{source}, in {places[source]}; take interpose, zero_init or dropin, whose copies stay in their place"
+                f"{source}, in {places[source]}; take interpose, zero_init, dropin or random, which stay in their place"
             )
 
 

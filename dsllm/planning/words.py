@@ -60,8 +60,8 @@ def _whole(config: RunConfig, cluster: Cluster, stages: Sequence[Stage]) -> Iter
     facts = totals(config, cluster, stages, None)
     low, high = (_duration(days * DAY) for days in facts["days"])
     yield (
-        f"the run: {facts['tokens']:,} tokens, {facts['flops']:.3g} FLOPs, {low} to {high} on "
-        f"{cluster.ranks} devices, {facts['device_hours'][1]:,.4g} device hours at most"
+        f"the run: {facts['tokens']:,} tokens, {facts['flops']:.3g} FLOPs, {low}{'' if low == high else f' to {high}'} "
+        f"on {cluster.ranks} device{'s' * (cluster.ranks > 1)}, {facts['device_hours'][1]:,.4g} device hours at most"
     )
     if cluster.device.watts:
         yield f"  {facts['kilowatt_hours'][1]:,.4g} kWh at most, by the devices alone"

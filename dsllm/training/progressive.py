@@ -10,6 +10,7 @@ after a kill. So a kill anywhere on the way is nothing special, and neither is a
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,19 @@ class ProgressiveTrainer(GrowingTrainer):
             notes = list(self.policy.notes(self.budget, **self.policy_options))
             if self.config.train.schedule == "cosine":
                 notes.append("train.schedule = cosine decays throughout, so no growth is refused for it; wsd is fairer")
+            notes += self._refusals()
             for note in notes:
                 print(f"note: {note}", flush=True)
         super().train()
+
+    def _refusals(self) -> Iterator[str]:
+        """Growth that the policy will ask for while the rate decays, and not get."""
+        for tokens in self.policy.timetable(self.budget, **self.policy_options) or ():
+            if self.schedule.decaying(tokens):
+                yield (
+                    f"no growth at step {self.budget.step_at(tokens):,}: the learning rate decays there; let it grow "
+                    f"earlier, or take a smaller train.decay_share"
+                )
 
     def finish(self) -> None:
         if self.monitor is not None:
@@ -283,7 +294,7 @@ class ProgressiveTrainer(GrowingTrainer):
             seconds=race.seconds + spent.seconds + spent.growth_seconds,
         )
         if self.monitor is not None:
-            name = race.candidates[len(race.losses) - 1]
+            name = _in_words(race.candidates[len(race.losses) - 1])
             print(f"race: {name} has a loss of {result.loss:.4f} at step {self.progress.step}", flush=True)
         self._branch(origin, race)
         race.losses += [math.inf] * (len(race.candidates) - len(race.losses))
@@ -343,3 +354,11 @@ class ProgressiveTrainer(GrowingTrainer):
             self._told.add(told)
             self.monitor.event(self.progress, event, reason=reason)
             print(f"step {self.progress.step}: {event}: {reason}", flush=True)
+
+
+def _in_words(choice: OperatorChoice) -> str:
+    """`stack`, or `dropin (steps 50)`."""
+    if isinstance(choice, str):
+        return choice
+    options = ", ".join(f"{key} {value}" for key, value in choice.items() if key != "name")
+    return f"{choice['name']} ({options})" if options else str(choice["name"])

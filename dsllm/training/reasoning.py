@@ -112,6 +112,7 @@ def table(by_split: Mapping[str, ChainAccuracy], chance: Mapping[str, float]) ->
             lines.append(f"{split:8}{length:>6}{share}{guess:>7}{chains.asked[length]:>9,}")
         reached = "" if longest else f"H90 {chains.h90}, "
         mean = sum(map(chains.share, shown)) / max(len(shown), 1)
-        lines.append(f"{split}: {reached}mean accuracy over lengths {mean:.3f}")
+        over = f"{shown[0]} to {shown[-1]}" if len(shown) > 1 else ", ".join(map(str, shown))
+        lines.append(f"{split}: {reached}mean accuracy over chains of {over} {mean:.3f}")
         longest = max([longest, *shown])
     return "\n".join(lines)

@@ -111,7 +111,7 @@ class Receipt:
     def words(self) -> str:
         """The receipt for a person."""
         change = self.difference
-        verdict = "the function is preserved" if self._preserved() else "a jump, as this operator makes"
+        verdict = "the function is preserved" if self._preserved() else f"a jump, as {self.operator} makes"
         frozen = f"; frozen base {self.frozen_sha256[:12]}: unchanged" if self.frozen_sha256 else ""
         depth = (
             f"{self.blocks[0]} → {self.blocks[1]} distinct blocks, {self.layers[0]} → {self.layers[1]} layers executed"

@@ -353,11 +353,15 @@ class BaseTrainer:
         return (MicroBatch.of(batch, index, self.world.device) for index in range(len(batch.tokens)))
 
     def _record(self, outcome: Outcome) -> None:
-        """Record the first step and every `monitor.log_every`-th; a skipped update always, and many of them end it."""
+        """Record the first step, every `monitor.log_every`-th and the last; a skipped update always.
+
+        Raises `TrainingError` if too many were skipped.
+        """
         self.rates.add(outcome)
         if outcome.skipped is not None:
             self._skipped(outcome)
-        if (self.progress.step == 1 or self._due(self.config.monitor.log_every)) and self.monitor is not None:
+        told = self.progress.step in (1, self.config.train.steps) or self._due(self.config.monitor.log_every)
+        if told and self.monitor is not None:
             values = {"loss": outcome.loss, "lr": outcome.lr, "grad_norm": outcome.grad_norm}
             self.monitor.train(self.progress, {**values, **self.rates.take()})
 

@@ -52,8 +52,9 @@ def test_wrong_tokens_are_found_even_when_checksums_fit(tmp_path, document, mess
 
 def test_a_half_prepared_folder_is_a_problem(tmp_path):
     folder = write_folder(tmp_path / "data", {"train": [documents(0, 4)]}, complete=False)
+    (folder / "train_00001.bin").write_bytes(b"of a set that the journal knows")
     (problem,) = verify_folder(folder).problems
-    assert "its preparation did not end" in problem
+    assert "its preparation did not end; leave its files" in problem
 
 
 def test_without_a_manifest_there_is_nothing_to_verify(tmp_path):

@@ -251,7 +251,7 @@ def test_new_coefficients_are_orthogonal_or_random_and_the_same_wherever_they_ar
             LEVELS,
             2,
             "growth.operator = stack: would make new block 1, in the encoder of level 0, from old block 1, in "
-            "the encoder of level 1; take interpose, zero_init or dropin",
+            "the encoder of level 1; take interpose, zero_init, dropin or random",
         ),
         ("middle", {}, LEVELS, 2, "new block 2, in the encoder of level 1, from old block 2, in the middle of level 2"),
         ("untie", {}, LEVELS, 2, "growth.operator = untie: needs model.uses, which model.name = conv_attention does"),

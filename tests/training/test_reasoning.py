@@ -129,7 +129,7 @@ def test_a_run_on_problems_learns_short_chains_and_tells_how_long_they_may_be(fo
     facts = json.loads(said.splitlines()[-1])
     assert set(facts["reasoning"]["beyond"]["accuracy"]) == {"1", "2", "3", "4", "5", "6"}
     assert facts["chance"]["6"] == pytest.approx(1 / 3)
-    assert "test: H90" in said and "beyond: mean accuracy over lengths" in said and "0.333" in said
+    assert "test: H90" in said and "beyond: mean accuracy over chains of " in said and "0.333" in said
     shown = [tuple(line.split()[:2]) for line in said.splitlines() if line.startswith(("test   ", "beyond  "))]
     assert shown == [*(("test", length) for length in "1234"), ("beyond", "5"), ("beyond", "6")]
     assert "bits_per_byte" not in facts  # a label is no text

@@ -39,6 +39,11 @@ def test_a_run_leaves_the_files_and_records_of_the_contract(trained_run):
     assert RunConfig.from_file(trained_run / "config.yaml").model.vocab_size == 320
 
 
+def test_the_first_and_the_last_step_are_recorded_whatever_lies_between(recipe, tmp_path):
+    train(recipe, tmp_path / "run", monitor__log_every=3)
+    assert [r["step"] for r in read_metrics(tmp_path / "run") if r["kind"] == "train"] == [1, 3, 6, 8]
+
+
 def test_training_lowers_the_loss(trained_run):
     values = losses(trained_run)
     assert values[1] == pytest.approx(5.77, abs=0.3)  # ln 320: nothing is known at first
