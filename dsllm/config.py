@@ -186,7 +186,8 @@ class TrainConfig(Section):
     {levels: [0, 1]}."""
 
     compile: bool = False
-    """Compile the blocks and the loss by torch.compile: quicker steps, after a first one that takes a minute or so."""
+    """Compile the blocks and the loss by torch.compile: quicker steps, after a first one that takes half a minute or so
+    longer."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         micro = self.micro_batch_size

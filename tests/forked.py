@@ -24,31 +24,44 @@ from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+NOTHING: Mapping[str, str] = MappingProxyType({})
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): a signal when the parent has died."""
 
 
 def forked(
-    command: Sequence[Any], ranks: int = 1, expect: int = 0, seconds: float = 300, folder: Path = REPOSITORY
+    command: Sequence[Any],
+    ranks: int = 1,
+    expect: int = 0,
+    seconds: float = 300,
+    folder: Path = REPOSITORY,
+    settings: Mapping[str, str] = NOTHING,
 ) -> str:
-    """Run a script, or `-m` and a module, on so many ranks in a folder to its end.
+    """Run a script, or `-m` and a module, on so many ranks in a folder to its end; `settings` for its environment.
 
     Fails unless the first of them to fail exits with `expect`.
     """
     with tempfile.NamedTemporaryFile("r", prefix="output.") as log:
-        code = ended(begin([str(word) for word in command], Path(log.name), ranks, folder, again=True), seconds)
+        words = [str(word) for word in command]
+        code = ended(begin(words, Path(log.name), ranks, folder, again=True, settings=settings), seconds)
         output = log.read()
     assert code == expect, f"exit code {code}, expected {expect}:\n{output}"
     return output
 
 
 def begin(
-    command: Sequence[str], log: Path, ranks: int = 1, folder: Path = REPOSITORY, again: bool = False
+    command: Sequence[str],
+    log: Path,
+    ranks: int = 1,
+    folder: Path = REPOSITORY,
+    again: bool = False,
+    settings: Mapping[str, str] = NOTHING,
 ) -> list[ForkServerProcess]:
     """Start a script on processes of this machine; what they print is added to `log`.
 
@@ -58,7 +71,7 @@ def begin(
     context.set_forkserver_preload(["tests.preloaded"])
     processes = []
     for world in worlds(ranks):
-        process = context.Process(target=_become, args=(list(command), world, log, folder, again))
+        process = context.Process(target=_become, args=(list(command), {**world, **settings}, log, folder, again))
         process.start()
         processes.append(process)
     return processes
@@ -115,6 +128,7 @@ def _become(command: list[str], world: Mapping[str, str], log: Path, folder: Pat
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     os.environ.update(world, OMP_NUM_THREADS="1")
+    sys.path[:0] = [str(Path(folder).resolve()) for folder in world.get("PYTHONPATH", "").split(os.pathsep) if folder]
     if again:
         command = _fork_for_each_execution(command)
     sys.orig_argv = [sys.executable, *command]

@@ -7,6 +7,7 @@
 ```sh slurm    needs a cluster: tests/slurm runs them
 ```sh hub      needs a model hub, which no test has
 ```yaml        sections of a configuration
+```json        a configuration of DeepSpeed
 ```python      a file by itself, or, if its first line names a file, `# smooth.py`, that file beside the page's commands
 """
 
@@ -26,6 +27,7 @@ import pytest
 
 from dsllm import config
 from dsllm.config import RunConfig
+from dsllm.training.ds_config import complete_ds_config
 from dsllm.yaml_file import parse_yaml
 from tests.browsing import browser, needs_chromium, opened
 from tests.forked import forked
@@ -37,7 +39,9 @@ BLOCK = re.compile(r"^```(\w+ ?\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 KINDS = {"sh", "sh setup", "sh serves", "sh hosts", "sh slurm", "sh hub", "yaml", "python", "json"}
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-TRAINS = re.compile(r"launch/train\.py|\b\w+\.py --config")
+TRAINS = re.compile(r"launch/train\.py|(?<!launch/)\b\w+\.py --config")
+SETTING = re.compile(r"[A-Z_]+=")
+"""Before a command, for its environment."""
 SMALL = [
     "--train.micro_batch_size=4",
     "--train.global_batch_size=8",
@@ -84,18 +88,20 @@ def execute(words: list[str], place: Path) -> None:
     """A command as the page has it; of Python and DeepSpeed a fork, which has imported everything."""
     words = [SHORT.get(word, word) for word in words]
     small = SMALL if TRAINS.search(" ".join(words)) else []
-    program, rest = words[0], words[1:]
+    first = next(index for index, word in enumerate(words) if not SETTING.match(word))
+    settings = dict(word.split("=", 1) for word in words[:first])
+    program, rest = words[first], words[first + 1 :]
     if program == "deepspeed":
         ranks = int(rest[rest.index("--num_gpus") + 1]) if "--num_gpus" in rest else 2
         script = next(index for index, word in enumerate(rest) if word.endswith(".py"))
-        forked([*rest[script:], *small], ranks, folder=place)
+        forked([*rest[script:], *small], ranks, folder=place, settings=settings)
     elif program == "python":
-        forked([*rest, *small], folder=place)
+        forked([*rest, *small], folder=place, settings=settings)
     else:
         done = subprocess.run(
             [program, *rest],
             cwd=place,
-            env={**environment(), **OFFLINE},
+            env={**environment(), **OFFLINE, **settings},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -139,6 +145,14 @@ def test_its_configurations_are_valid(page):
     for kind, text in blocks(page):
         if kind == "yaml":
             RunConfig.from_values({"run_dir": "runs/x", "data": {"path": "data/mine"}} | parse_yaml(text))
+
+
+@pytest.mark.parametrize("page", shows("json"))
+def test_its_deepspeed_configurations_are_taken(page, tmp_path):
+    for kind, text in blocks(page):
+        if kind == "json":
+            (tmp_path / "ds.json").write_text(text)
+            complete_ds_config(config.TrainConfig(ds_config=tmp_path / "ds.json"), 1, "bf16", "cpu")
 
 
 @pytest.mark.slow
@@ -186,7 +200,7 @@ def test_in_a_browser_the_site_is_whole_and_asks_no_other_host(site, width):
     paths = ["", *(page.removesuffix(".md") + "/" for page in PAGES if page != "index.md"), "reference/dsllm/"]
     with browser() as chromium, opened(chromium, width) as page:
         for path in paths:
-            page.goto(site + path, wait_until="networkidle")
+            page.goto(site + path)
             assert page.locator("h1").count() == 1
             assert not page.evaluate("[...document.images].some(image => !image.complete || !image.naturalWidth)")
             assert not page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")

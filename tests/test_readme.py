@@ -5,6 +5,7 @@ import sys
 
 from dsllm.training.checkpoints import complete_checkpoints
 from dsllm.training.monitor import read_metrics
+from tests.forked import forked
 from tests.launching import REPOSITORY, run
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -21,6 +22,13 @@ def test_the_training_algorithm_of_ones_own_trains(recipe, trained_run, tmp_path
     assert len(complete_checkpoints(tmp_path / "run")) == 2
     assert smooth[-1] < smooth[0] - 0.5
     assert smooth[-1] > plain[-1] + 0.05  # the smoothed loss cannot fall as low
+
+
+def test_an_algorithm_that_does_not_grow_the_model_refuses_a_growth_section(growing, tmp_path):
+    (tmp_path / "smooth.py").write_text(next(block for block in BLOCKS if "class LabelSmoothing" in block))
+    said = forked([tmp_path / "smooth.py", "--config", growing, "--run_dir", tmp_path / "run"], expect=2)
+    assert "growth: LabelSmoothing trains the model as it is; derive it from ProgressiveTrainer first" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_configuration_a_model_and_a_trained_model_in_python(trained_run, monkeypatch):

@@ -4,7 +4,7 @@
                       taken from the data    drawn one by one, at temperature 0.8, by the run's seed
 
 By every rank, with as many forward passes of the engine: at ZeRO 3 each has a part of every weight. Whole rows go
-through it each time, without a cache of keys, some hundred short passes; a row is padded at its end, where no causal
+through it for each new token, without a cache of keys, as short passes; a row is padded at its end, where no causal
 model looks.
 """
 

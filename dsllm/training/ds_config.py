@@ -105,7 +105,7 @@ def check_by_deepspeed(config: dict[str, Any], train: TrainConfig) -> None:
         # On copies: it changes what it is given.
         DeepSpeedConfig(copy.deepcopy(config))
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).partition("For further information")[0].split())
         raise ConfigError(f"train.ds_config = {train.ds_config}: DeepSpeed does not take it: {reason}") from None
 
 

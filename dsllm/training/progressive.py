@@ -43,6 +43,8 @@ from dsllm.training.world import World
 class ProgressiveTrainer(GrowingTrainer):
     """Trains a model that grows as the `growth` section says; see `BaseTrainer` for the rest."""
 
+    grows = True
+
     def __init__(self, config: RunConfig, world: World, fresh: bool = False):
         self.growth: GrowthConfig = config.growth or GrowthConfig()
         self.grown = GrowthState()

@@ -14,14 +14,14 @@ Another training algorithm is a subclass that overrides what it does otherwise, 
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from dsllm.config import ModelConfig, RunConfig
 from dsllm.data.batches import Batch, evaluation_batches
 from dsllm.data.dataset import SampleSource
-from dsllm.errors import CheckpointError, Stopped, TrainingError
+from dsllm.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from dsllm.machine import machine_name
 from dsllm.models import skeleton
 from dsllm.models.language_model import LanguageModel
@@ -67,12 +67,20 @@ class BaseTrainer:
     `progress`.
     """
 
+    grows: ClassVar[bool] = False
+    """Whether it does what a `growth` section says."""
+
     def __init__(self, config: RunConfig, world: World, fresh: bool = False):
         """Open the data, build the model and its engine, and resume from the newest complete checkpoint of the run.
 
         `fresh` sets aside what the run's folder holds and starts over. Raises `UserError` on every rank alike.
         """
         self.world = world
+        if config.growth is not None and not self.grows:
+            raise ConfigError(
+                f"growth: {type(self).__name__} trains the model as it is; derive it from ProgressiveTrainer first, or "
+                f"leave the section out"
+            )
         sized = world.together(lambda: with_sizes(config, fresh))
         self.config, self.tokenizer = world.together(lambda: resolve_vocabulary(sized))
         train = self.config.train

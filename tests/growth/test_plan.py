@@ -79,9 +79,16 @@ def test_a_plain_gpt2_grows_as_the_same_function():
     assert logits(grown(plan, model)).equal(logits(model))
 
 
-def test_another_kind_of_model_does_not_grow():
-    with pytest.raises(ConfigError, match=r"model\.name = mine: this kind of model does not grow"):
-        as_growable(ModelConfig(name="mine"))
+class Parallel(GPT2):
+    """A user's own."""
+
+
+@pytest.mark.parametrize("section", [ModelConfig, GPT2Config])
+def test_another_kind_of_model_does_not_grow(section):
+    """One that computes otherwise with a GPT-2's section neither: its blocks are not what they look like."""
+    name = f"{__name__}:Parallel"
+    with pytest.raises(ConfigError, match=r":Parallel: not known block by block, as growing and export need it"):
+        as_growable(section(name=name))
 
 
 @pytest.mark.parametrize("freeze", ["matrices", "attention", "all"])

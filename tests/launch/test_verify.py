@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dsllm.training.checkpoints import complete_checkpoints
+from tests.forked import forked
 from tests.launching import python
 
 
@@ -30,6 +31,13 @@ def test_a_whole_run_is_said_to_be_whole(run):
     assert [line.partition(":")[0] for line in every] == ["step_00000004", "step_00000008", "metrics.jsonl"]
     one = python("launch/verify.py", run / "checkpoints" / "step_00000004").splitlines()
     assert [line.partition(":")[0] for line in one] == ["step_00000004"]
+
+
+def test_a_model_that_cannot_be_imported_here_is_no_damage(recipe, tmp_path):
+    (tmp_path / "elsewhere.py").write_text("from dsllm.models.gpt2 import GPT2\n\n\nclass Mine(GPT2):\n    pass\n")
+    options = ["--config", recipe, "--run_dir", tmp_path / "run", "--model.name", "elsewhere:Mine"]
+    forked(["launch/train.py", *options], settings={"PYTHONPATH": str(tmp_path)})
+    assert python("launch/verify.py", tmp_path / "run").splitlines()[0].endswith(" MB, whole")
 
 
 def test_every_damaged_file_is_named_and_the_exit_code_is_2(run):
