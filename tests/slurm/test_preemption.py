@@ -11,6 +11,7 @@ from dsllm.training.monitor import METRICS, read_metrics
 from tests.forked import forked
 from tests.multihost.hosts import hosts, missing_requirement
 from tests.slurm.cluster import Slurm, missing_slurm, slurm
+from tests.test_docs import commands
 
 pytestmark = [pytest.mark.multihost, pytest.mark.slow]
 
@@ -66,9 +67,16 @@ def test_a_job_that_is_preempted_goes_on_with_the_losses_of_one_that_never_was(j
     assert losses(run_dir) == pytest.approx(losses(other), rel=1e-6)
 
 
-def test_a_job_that_is_cancelled_saves_and_stays_out_of_the_queue(jobs, recipe, tmp_path):
+def test_the_job_of_the_page_trains_and_when_it_is_cancelled_saves_and_stays_out_of_the_queue(jobs, recipe, tmp_path):
     run_dir = tmp_path / "run"
-    job = jobs.submit("launch/slurm/train.sbatch", *options(recipe, run_dir))
+    (page,) = commands("slurm.md", "sh slurm")
+    script = page.index("launch/slurm/train.sbatch")
+    asked = dict(zip(page[1:script:2], page[2:script:2], strict=True))
+    assert int(asked.pop("--gpus-per-node")) == int(asked["--ntasks-per-node"])  # these two hosts have none
+    here = {"--nodes": 2, "--ntasks-per-node": 1, "--cpus-per-task": 1}
+    assert [word for word in page[script:] if word.startswith("-")] == ["--config", "--run_dir"]
+    given = [word for option in asked.items() for word in (option[0], here.get(*option))]
+    job = jobs.submit(*given, page[script], *options(recipe, run_dir))
     wait(lambda: len(losses(run_dir)) > 10, 60, jobs, job)
     jobs.call("scancel", job)
     wait(lambda: jobs.state(job) == "CANCELLED" and complete_checkpoints(run_dir) != [], 40, jobs, job)
