@@ -1,4 +1,4 @@
-"""What the README shows in Python works as it stands there."""
+"""What the README and docs/extending.md show in Python does what they say, not only runs (tests/test_docs.py)."""
 
 import re
 import sys
@@ -8,7 +8,11 @@ from dsllm.training.monitor import read_metrics
 from tests.forked import forked
 from tests.launching import REPOSITORY, run
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+BLOCKS = [
+    block
+    for page in ("README.md", "docs/extending.md")
+    for block in re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+]
 
 
 def test_the_training_algorithm_of_ones_own_trains(recipe, trained_run, tmp_path):
