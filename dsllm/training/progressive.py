@@ -283,7 +283,7 @@ class ProgressiveTrainer(GrowingTrainer):
         """Note how the branch did; then the next one, or growth by the best of them."""
         samples = self.config.train.eval_samples
         split = self.splits.get("val", self.splits["train"])
-        result = self.measure(split, samples)
+        result = self.judge.measure(split, samples, self.progress.step)
         if result is None:
             return  # a signal: the loop ends, and the branch is run again
         origin = self.position(race.origin)

@@ -19,8 +19,7 @@ from typing import Any, ClassVar
 import torch
 
 from dsllm.config import ModelConfig, RunConfig
-from dsllm.data.batches import Batch, evaluation_batches
-from dsllm.data.dataset import SampleSource
+from dsllm.data.batches import Batch
 from dsllm.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from dsllm.machine import machine_name
 from dsllm.models import skeleton
@@ -31,8 +30,7 @@ from dsllm.training.agreement import check_agreement, facts_of
 from dsllm.training.beginning import first_values, with_sizes
 from dsllm.training.boards import check_boards
 from dsllm.training.checkpoints import Checkpoint, Checkpoints, Origin, Snapshot, incomplete_checkpoints
-from dsllm.training.compiling import check_compiler, uncompiled
-from dsllm.training.continuations import Continuation, continuations_of
+from dsllm.training.compiling import check_compiler
 from dsllm.training.ds_config import complete_ds_config
 from dsllm.training.engine import (
     ask_before_updates,
@@ -43,9 +41,9 @@ from dsllm.training.engine import (
     take_step,
     with_weights,
 )
-from dsllm.training.evaluation import Evaluation, evaluate
+from dsllm.training.evaluation import Evaluation
 from dsllm.training.guard import Guard
-from dsllm.training.leak import LeakAlarm
+from dsllm.training.judge import Judge
 from dsllm.training.lock import RunLock
 from dsllm.training.monitor import Monitor
 from dsllm.training.precision import resolved_precision
@@ -106,7 +104,7 @@ class BaseTrainer:
         self.model_config = found or self.config.model
         world.together(self.check)
         world.from_main(lambda: check_boards(self.config.monitor))
-        self.continuations = world.together(lambda: continuations_of(self.config, self.splits, self.tokenizer))
+        self.judge = world.together(lambda: Judge(self.config, self.splits, self.tokenizer, world))
         torch.manual_seed(train.seed)  # for a model that is built whole: alike on every rank
         self.model = self.build_model()
         world.together(lambda: self.model.checkpoint_activations(train.activation_checkpointing))
@@ -139,8 +137,8 @@ class BaseTrainer:
             set_scaler(self.engine, checkpoint.state["scaler"])
             self.guard.load_state(**checkpoint.state.get("guard", {}))  # a model that has just grown brings none
             self.load_state(checkpoint.state["trainer"])
-        self.alarm = LeakAlarm(self.parameters, self.model.vocab_size, world.device, self.config.data.mask_documents)
         self.signals = StopSignals(world.maximum)
+        self.judge.meet(self.engine, self.model, self.parameters, self.signals.agreed)
         self.rates = Rates(self.tokens_per_step)
         self.monitor = world.together(lambda: self._begin(checkpoint is not None, aside))
 
@@ -269,49 +267,10 @@ class BaseTrainer:
         return Outcome(self.guard.loss, self.guard.norm, lr, skipped, begun, waited)
 
     def evaluate(self, split: str, samples: int | None) -> None:
-        """Record the loss on evenly spaced samples of a split, all if None, unless this step's stands in the records.
-
-        A signal cuts it short; then nothing is recorded, and the resumed run evaluates.
-        """
-        known = self.world.from_main(lambda: self.monitor is not None and self.monitor.knows(split, self.progress.step))
-        if known:
-            return
-        begun = time.perf_counter()
-        result = self.measure(self.splits[split], samples)
-        seconds = time.perf_counter() - begun
-        written = None if result is None else self.written(split)
-        if result is None or written is None:
-            return
-        if self.monitor is not None:
-            self.monitor.evaluation(self.progress, split, result, seconds)
-            self.monitor.continuations(self.progress, written)
-        words = self.alarm.after(self.engine, self.splits[split], split, result.bits_per_byte)
-        if words and self.monitor is not None:
-            self.monitor.alarm(self.progress, words)
-        self.after_evaluation(split, result)
-
-    def measure(self, source: SampleSource, samples: int | None) -> Evaluation | None:
-        """The loss on evenly spaced samples of a source, all if None; the same on every rank. None if a signal came."""
-        batches = evaluation_batches(
-            source,
-            samples=samples,
-            micro_batch_size=self.config.train.micro_batch_size,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            mask_documents=self.config.data.mask_documents,
-        )
-        self.model.set_step(self.progress.step)
-        self.engine.eval()
-        known, device = self.tokenizer.token_bytes(), self.world.device
-        return evaluate(self.engine, batches, known, device, self.world.total, self.signals.agreed)
-
-    def written(self, split: str) -> list[Continuation] | None:
-        """What the model writes at an evaluation on the validation split; None if a signal came."""
-        if split != "val":
-            return []
-        self.engine.eval()
-        with uncompiled(self.config.train.compile):
-            return self.continuations.write(self.engine, self.world.device, self.signals.agreed)
+        """Record the loss on evenly spaced samples of a split, all if None; see `Judge`."""
+        result = self.judge.evaluate(split, samples, self.progress, self.monitor)
+        if result is not None:
+            self.after_evaluation(split, result)
 
     def save(self) -> Path:
         """Write a checkpoint of this step, complete or not there at all."""

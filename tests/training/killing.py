@@ -72,7 +72,7 @@ POINTS = {
 """Of the first structural event of a life, in their order; the last ones come after the process began anew."""
 
 PLAIN_POINTS = {
-    "an evaluation has begun": Point("before", "dsllm.training.trainer:evaluate", 2),
+    "an evaluation has begun": Point("before", "dsllm.training.judge:evaluate", 2),
     "an evaluation is not recorded": Point("before", "dsllm.training.monitor:Monitor.evaluation", 2),
     "a step is not recorded": Point("before", "dsllm.training.monitor:Monitor.train", 3),
     "a tensor is written": Point("after", "dsllm.training.checkpoints:write_tensor", 7),
