@@ -1,7 +1,7 @@
 """What a settled model is to transformers: a class, its configuration, and tensors by the names that it has there.
 
 gpt2, progressive, learned positions     GPT2LMHeadModel            a block that is used four times is four layers
-gpt2, progressive, rotary positions      GPTNeoXForCausalLM
+gpt2, progressive, rotary positions      GPTNeoXForCausalLM         with a window: Starcoder2ForCausalLM
 conv_attention                           its own class, whose code goes along in the folder
 """
 
@@ -19,7 +19,7 @@ from dsllm.exchange.libraries import transformers
 from dsllm.exchange.settled import Settled
 from dsllm.models.conv_attention_config import ConvAttentionConfig
 from dsllm.models.gpt2 import GPT2Config
-from dsllm.models.huggingface import GPT2, huggingface_config, layout_of
+from dsllm.models.huggingface import GPT2, STARCODER2, THIRDS, huggingface_config, layout_of, starcoder2_config
 from dsllm.models.progressive import ProgressiveConfig
 
 
@@ -59,6 +59,8 @@ def form_of(settled: Settled, path: Path) -> Form:
 def _plain(settled: Settled, section: ProgressiveConfig) -> Form:
     fields = {key: value for key, value in section.model_dump().items() if key in GPT2Config.model_fields}
     plain = GPT2Config(**{**fields, "name": "gpt2"})
+    if plain.window is not None:
+        return _windowed(settled, section, plain)
     layout, heads = layout_of(plain), section.n_head
     ours = {theirs: name for name, theirs in layout.names(section.n_layer).items()}
 
@@ -77,6 +79,36 @@ def _plain(settled: Settled, section: ProgressiveConfig) -> Form:
         module=lambda layer, part: f"{layout.block.format(layer)}.{layout.parts[part]}",
         rows=lambda part, tensor: turned(f".{part}.", tensor),
         fan_in_fan_out=layout.transposed,
+    )
+
+
+def _windowed(settled: Settled, section: ProgressiveConfig, plain: GPT2Config) -> Form:
+    config = transformers().Starcoder2Config(**starcoder2_config(plain))
+    whole = STARCODER2.names(section.n_layer).items()
+    places: dict[str, tuple[str, int | None]] = {theirs: (ours, None) for ours, theirs in whole}
+    for layer in range(section.n_layer):
+        for third, theirs in enumerate(THIRDS):
+            for kind in ("weight", "bias"):
+                ours = f"blocks.{layer}.attention.qkv.{kind}"
+                places[f"{STARCODER2.block.format(layer)}.{theirs}.{kind}"] = ours, third
+
+    def piece(theirs: str, tensor: Tensor) -> Tensor:
+        third = places[theirs][1]
+        return tensor if third is None else tensor.chunk(3)[third].contiguous()
+
+    def module(layer: int, part: str) -> str:
+        raise ConfigError(
+            f"model.window = {plain.window}: its adapters do not go to peft; export the run with --format hf, which "
+            f"merges them"
+        )
+
+    names = {theirs: _origin(section, ours) for theirs, (ours, _) in places.items()}
+    return Form(
+        architecture=STARCODER2.architecture,
+        config=config,
+        shapes={t: piece(t, torch.empty(settled.shapes[name], device="meta")).shape for t, name in names.items()},
+        value=lambda theirs: piece(theirs, settled[names[theirs]]),
+        module=module,
     )
 
 

@@ -6,7 +6,8 @@
 
 With learned positions our GPT-2 is transformers' GPT-2, which keeps the four matrices of a block as OpenAI's code did,
 input first. With rotary ones it is its GPT-NeoX without parallel residuals, whose fused matrix has q, k and v head by
-head, and not one below the other.
+head, and not one below the other. With a window as well it is its Starcoder2, where q, k and v have matrices of their
+own.
 """
 
 from collections.abc import Mapping
@@ -106,6 +107,28 @@ NEOX = Layout(
 )
 
 
+STARCODER2 = Layout(
+    architecture="Starcoder2ForCausalLM",
+    outside={
+        "wte.weight": "model.embed_tokens.weight",
+        "norm.weight": "model.norm.weight",
+        "norm.bias": "model.norm.bias",
+    },
+    block="model.layers.{}",
+    parts={
+        "norm_1": "input_layernorm",
+        "attention.out": "self_attn.o_proj",
+        "norm_2": "post_attention_layernorm",
+        "mlp.up": "mlp.c_fc",
+        "mlp.down": "mlp.c_proj",
+    },
+    transposed=False,
+    by_head=False,
+)
+"""But for `attention.qkv`, whose thirds are THIRDS there."""
+THIRDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
 def layout_of(config: GPT2Config) -> Layout:
     """The layout of a model; raises `ConfigError` for a window, which neither class has."""
     if config.window is not None:
@@ -114,6 +137,31 @@ def layout_of(config: GPT2Config) -> Layout:
             "train with model.window = null to exchange weights with them"
         )
     return GPT2 if config.positions == "learned" else NEOX
+
+
+def starcoder2_config(config: GPT2Config) -> dict[str, Any]:
+    """Arguments of transformers' Starcoder2Config for a model with rotary positions and a window.
+
+    Raises `ConfigError` for learned positions.
+    """
+    if config.positions == "learned":
+        raise ConfigError(
+            f"model.window = {config.window}: no class of transformers has a window and learned positions; train with "
+            f"model.positions = rotary, or model.window = null"
+        )
+    return {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context,
+        "hidden_size": config.n_embd,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_head,
+        "intermediate_size": 4 * config.n_embd,
+        "hidden_act": "gelu_new",
+        "sliding_window": config.window,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "tie_word_embeddings": True,
+    }
 
 
 def huggingface_config(config: GPT2Config) -> dict[str, Any]:

@@ -36,11 +36,18 @@ MODELS = {
     "decoder: [0, 1]",
     "convolution attention, more": "name: conv_attention, strides: [2], widths: [32, 32], encoder: [1], decoder: [1], "
     f"taps: [4], expansion: 2, windows: [8, null], read_out: [0], lora: {LORA}",
+    "a window": "name: gpt2, n_layer: 3, window: 8",
+    "a window, shared blocks and adapters": f"name: progressive, n_layer: 4, uses: 2, window: 12, lora: {LORA}",
     "open gates": "name: progressive, n_layer: 2, gate: {blocks: [1], steps: 2}, positions: learned",
 }
 
 
-CLASSES = {"learned": "GPT2LMHeadModel", "rotary": "GPTNeoXForCausalLM", "levels": "ConvAttentionForCausalLM"}
+CLASSES = {
+    "learned": "GPT2LMHeadModel",
+    "rotary": "GPTNeoXForCausalLM",
+    "levels": "ConvAttentionForCausalLM",
+    "window": "Starcoder2ForCausalLM",
+}
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +93,8 @@ def test_logits_and_greedy_text_are_ours(name, trained, tmp_path):
     checkpoint = find_checkpoint(run)
     export(checkpoint, tmp_path / "out")
     ours, theirs = load_model(run), opened(tmp_path / "out")
-    assert type(theirs).__name__ == CLASSES[getattr(ours.config, "positions", "levels")]
+    kind = "window" if getattr(ours.config, "window", None) else getattr(ours.config, "positions", "levels")
+    assert type(theirs).__name__ == CLASSES[kind]
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids()).logits, ours(ids()).logits, rtol=1e-5, atol=1e-5)
     known = load_tokenizer_of(checkpoint).size
@@ -115,7 +123,7 @@ def test_rows_of_the_vocabulary_that_mean_nothing_are_never_generated(trained, t
     assert text.max() < 257
 
 
-ADAPTED = [name for name, model in MODELS.items() if "lora" in model]
+ADAPTED = [name for name, model in MODELS.items() if "lora" in model and "window:" not in model]
 
 
 @pytest.mark.parametrize("name", ADAPTED)
@@ -192,9 +200,12 @@ def test_a_run_that_has_not_come_to_its_end_is_refused_but_its_checkpoint_is_not
 
 
 def test_what_has_no_such_form_is_refused_and_nothing_is_left(trained, tmp_path):
-    windowed = find_checkpoint(trained("name: gpt2, n_layer: 1, window: 8"))
-    with pytest.raises(ConfigError, match="window = 8"):
+    windowed = find_checkpoint(trained("name: gpt2, n_layer: 1, window: 8, positions: learned"))
+    with pytest.raises(ConfigError, match="window = 8: no class of transformers has a window and learned positions"):
         export(windowed, tmp_path / "out")
+    adapted = find_checkpoint(trained(MODELS["a window, shared blocks and adapters"]))
+    with pytest.raises(ConfigError, match="window = 12: its adapters do not go to peft"):
+        export_adapters(adapted, tmp_path / "out")
     column = find_checkpoint(
         trained("name: progressive, n_layer: 2, lateral: {n_embd: 16, n_head: 2, rank: 4, freeze: false}")
     )
