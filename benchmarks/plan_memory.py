@@ -12,8 +12,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report
+from memory import LORA
 
 from dsllm.config import RunConfig
+from dsllm.growth.forecast import models_by_steps
+from dsllm.growth.plan import as_growable
 from dsllm.models import skeleton
 from dsllm.planning import memory
 from dsllm.planning.activations import count_activations
@@ -41,15 +44,19 @@ GPU_RUNS = {
 def planned(
     recipe: str, sequences: int, precision: str, stage: int, overrides: Any = (), ranks: int = 1, gpu: bool = True
 ) -> float:
-    """The planned peak of a rank in MiB."""
+    """The planned peak of a rank in MiB; of a run that grows, with its last model."""
     config = RunConfig.from_file(ROOT / "launch" / "recipes" / f"{recipe}.yaml", overrides)
     section = config.model.model_copy(update={"vocab_size": 50304})
+    if config.growth is not None:
+        models = models_by_steps(as_growable(section), config.growth, section.context, config.train.steps)
+        section = [model for model, steps in models if steps][-1]
     model = skeleton(section)
     zero = read_ds_config(ROOT / "ds_configs" / f"zero{stage}.json").get("zero_optimization", {})
     autocast = precision == "bf16" and not by_weights(zero, precision, gpu)
     kept = count_activations(section, config.train.activation_checkpointing, precision != "fp32", autocast)
     parameters = model.count_parameters()
-    sizes = Sizes(parameters, parameters, 50304 * section.n_embd, 50304, sequences, section.context, kept)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    sizes = Sizes(parameters, trainable, 50304 * section.n_embd, 50304, sequences, section.context, kept)
     return memory_of(sizes, Machine(ranks, gpu), zero, precision).peak / MIB
 
 
@@ -80,14 +87,17 @@ def cpu_rows() -> list[tuple[str, float, float]]:
     """The same of processes, with the constant that memory.py measured."""
     rows = []
     resident, live = (json.loads((RESULTS / f"{name}.json").read_text())["arms"] for name in ("memory", "memory_live"))
-    for arm in [*(arm for arm in resident if arm["context"] < 1024 and not arm["lora"]), *live]:
+    for arm in [*(arm for arm in resident if arm["context"] < 1024), *live]:
         overrides = [f"model.context={arm['context']}", "model.name=progressive"]
         overrides += ["train.activation_checkpointing=all"] if arm["recomputed"] else []
+        overrides += [*LORA, "train.steps=3", "train.schedule=wsd"] if arm["lora"] else []
         ranks = f"{arm['ranks']} rank{'s' * (arm['ranks'] > 1)}"
         name = f"GPT-2 124M, ZeRO {arm['stage']}, {ranks}, context {arm['context']}"
         plan = planned("gpt2_124m", 1, "fp32", arm["stage"], overrides, arm["ranks"], gpu=False)
-        recomputed = ", recomputed" if arm["recomputed"] else ""
-        rows.append((name + recomputed, plan + arm["constant_mib"], arm["peak"]["median"]))
+        more = (", recomputed" if arm["recomputed"] else "") + (
+            ", grown to 24 layers under LoRA" if arm["lora"] else ""
+        )
+        rows.append((name + more, plan + arm["constant_mib"], arm["peak"]["median"]))
     return rows
 
 
