@@ -2,13 +2,16 @@
 
 ](../results/x/report.md)     the file becomes a page of the site, a picture a picture
 ](../launch/studies)          folders and sources are no pages: the link's words stay
+[data.md](data.md)            has the page's title in the navigation for words
 """
 
 import pkgutil
 import posixpath
 import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -17,6 +20,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 OUTSIDE = re.compile(r"(!?)\[([^\]]*)\]\(\.\./([^)#]+)\)")
 SHOWN = {".md", ".png"}
+NAMED = re.compile(r"\[(\w+\.md)\]\((\1)(#[\w-]+)?\)")
+"""A link whose words are its file, as pages read in the repository have them."""
 KIND = re.compile(r"^```sh \w+$", flags=re.MULTILINE)
 """A block that says more than its language; that is for tests/test_docs.py."""
 PACKAGES = ["dsllm", "dsllm.data", "dsllm.tokenizer", "dsllm.models", "dsllm.growth", "dsllm.growth.policies",
@@ -52,7 +57,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return words
         return f"{picture}[{words}]({'../' * depth}{target})"
 
-    return KIND.sub("```sh", OUTSIDE.sub(inside, markdown)) if depth == 0 else markdown
+    def titled(match: re.Match[str]) -> str:
+        _, target, anchor = match.groups()
+        return f"[{titles.get(target, target)}]({target}{anchor or ''})"
+
+    if depth:
+        return markdown
+    titles = dict(_titles(config.nav))
+    return KIND.sub("```sh", NAMED.sub(titled, OUTSIDE.sub(inside, markdown)))
 
 
 def reference(package: str) -> str:
@@ -63,6 +75,16 @@ def reference(package: str) -> str:
     modules = [f"{package}.{module.name}" for module in found if not module.ispkg and not module.name.startswith("_")]
     itself = f"::: {package}\n    options:\n      show_root_heading: false"
     return "\n\n".join([f"# {package}", itself, *(f"::: {module}" for module in modules)])
+
+
+def _titles(nav: Any) -> Iterator[tuple[str, str]]:
+    """File and title of every page of the navigation."""
+    for entry in nav:
+        for title, place in entry.items():
+            if isinstance(place, str):
+                yield place, title
+            else:
+                yield from _titles(place)
 
 
 def _add(target: str, files: Files, config: MkDocsConfig) -> None:
