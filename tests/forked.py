@@ -152,7 +152,7 @@ def _fork_for_each_execution(command: list[str]) -> list[str]:
             os.execv = partial(_tell, send)  # type: ignore[assignment]
             return command
         os.close(send)
-        signal.signal(signal.SIGTERM, lambda *_, child=child: os.kill(child, signal.SIGTERM))
+        signal.signal(signal.SIGTERM, partial(_pass_on, child))
         with os.fdopen(receive) as pipe:
             told = pipe.read()
         status = os.waitpid(child, 0)[1]
@@ -165,6 +165,14 @@ def _fork_for_each_execution(command: list[str]) -> list[str]:
         command, environment = json.loads(told)
         os.environ.clear()
         os.environ.update(environment)
+
+
+def _pass_on(child: int, *_: object) -> None:
+    """SIGTERM, to the fork that runs; one that has just ended for another fork is followed by the end of both."""
+    try:
+        os.kill(child, signal.SIGTERM)
+    except ProcessLookupError:
+        os._exit(128 + signal.SIGTERM)
 
 
 def _tell(pipe: int, program: str, argv: list[str]) -> None:

@@ -84,6 +84,8 @@ def test_options_of_a_policy_or_an_operator_that_is_a_plain_word_are_given_one_b
     plain = ["model.name=progressive", "growth={operator: stack, policy: schedule}"]
     growth = RunConfig.from_file(recipe, [*plain, "growth.policy.at=[0.5]", "growth.operator.name=interpose"]).growth
     assert growth.policy == {"name": "schedule", "at": [0.5]} and growth.operator == {"name": "interpose"}
+    growth = RunConfig.from_file(recipe, ["model.name=progressive", "growth={}", "growth.policy.at=[0.5]"]).growth
+    assert growth.policy == {"name": "schedule", "at": [0.5]}
 
 
 def test_what_hangs_on_a_wrong_value_is_not_guessed_at(recipe):

@@ -136,8 +136,11 @@ def test_what_serves_says_where(page, place):
         with subprocess.Popen(
             words, cwd=place, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as server:
+            deadline = threading.Timer(60, server.kill)  # which ends its output
+            deadline.start()
             assert any("http://" in line for line in server.stdout or ())
-            server.terminate()
+            deadline.cancel()
+            server.kill()
 
 
 @pytest.mark.parametrize("page", shows("yaml"))

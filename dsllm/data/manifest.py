@@ -132,10 +132,11 @@ class Manifest(_Record):
         """
         path = Path(folder) / MANIFEST_NAME
         if not path.parent.is_dir() and path.parent.with_name(f"{path.parent.name}.idx").exists():
-            raise DataError(
-                f"{folder}: a pair of files, not a folder; make one of it by `python -m data_prep convert {folder} "
-                f"--to megatron --out FOLDER`"
-            )
+            beside = path.parent.parent
+            cure = f"`python -m data_prep convert {folder} --to megatron --tokenizer NAME --out FOLDER` makes one of it"
+            if (beside / MANIFEST_NAME).exists():
+                cure = f"give the folder that it lies in, {beside}"
+            raise DataError(f"{folder}: a pair of files, not a data folder; {cure}")
         if not path.parent.is_dir():
             raise DataError(f"{folder}: no such folder; make it with `python -m data_prep tokenize --out {folder}`")
         if not path.exists():

@@ -17,10 +17,12 @@ from dsllm.errors import ConfigError
 from dsllm.exchange import code
 from dsllm.exchange.libraries import transformers
 from dsllm.exchange.settled import Settled
+from dsllm.models.conv_attention import ConvAttention
 from dsllm.models.conv_attention_config import ConvAttentionConfig
 from dsllm.models.gpt2 import GPT2Config
 from dsllm.models.huggingface import GPT2, STARCODER2, THIRDS, huggingface_config, layout_of, starcoder2_config
-from dsllm.models.progressive import ProgressiveConfig
+from dsllm.models.progressive import Progressive, ProgressiveConfig
+from dsllm.registry import MODELS
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,14 @@ class Form:
 
 def form_of(settled: Settled, path: Path) -> Form:
     """The form of the settled model of the checkpoint at `path`; raises `ConfigError` if it has none."""
+    if MODELS[settled.section.name] not in (Progressive, ConvAttention):  # a subclass may compute what it likes
+        raise ConfigError(f"{path}: model.name = {settled.section.name}: there is no form of it for transformers")
     if isinstance(settled.section, ProgressiveConfig):
         if settled.section.lateral is not None:
             raise ConfigError(f"{path}: a model with a second column (model.lateral) has no form as plain blocks")
         return _plain(settled, settled.section)
-    if isinstance(settled.section, ConvAttentionConfig):
-        return _levels(settled, settled.section)
-    raise ConfigError(f"{path}: model.name = {settled.section.name}: there is no form of it for transformers")
+    assert isinstance(settled.section, ConvAttentionConfig)
+    return _levels(settled, settled.section)
 
 
 def _plain(settled: Settled, section: ProgressiveConfig) -> Form:

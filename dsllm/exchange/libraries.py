@@ -20,4 +20,4 @@ def _library(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise DataError(f"{name}: not installed ({error}); `pip install 'dsllm[hub]'`, or {name} itself") from None
+        raise DataError(f"{name}: not installed ({error}); `pip install {name}`") from None

@@ -19,7 +19,7 @@ class Board(Protocol):
 
     @property
     def place(self) -> str:
-        """Where a person looks at it: a command or an address."""
+        """Where a person looks at it: a command or an address; empty if there is none."""
 
     def scalars(self, group: str, progress: Progress, values: Mapping[str, float]) -> None:
         """Points of this step, each in the curve `group/name`."""

@@ -23,6 +23,8 @@ from dsllm.tokenizer import Tokenizer
 TEMPERATURE = 0.8
 ROWS, LONGEST = 2, 32
 """Of the data: beginnings that are taken, and their tokens at most; a quarter of the context if that is less."""
+HELD = 2048
+"""Tokens that go through the model at once, for their logits are all held; a single row may be longer."""
 
 
 @dataclass(frozen=True)
@@ -71,26 +73,45 @@ class Continuations:
     @torch.no_grad()
     def write(
         self, model: Callable[..., Any], device: torch.device, stop: Callable[[], Any] = lambda: False
-    ) -> list[Continuation] | None:
+    ) -> list[Continuation]:
         """Continue each prompt; `model` is called as a `LanguageModel` in eval mode, by every rank alike.
 
-        `stop` is asked before each token; if it says so, None.
+        None at all if `stop`, which is asked before each token, says so, or where the logits are no numbers.
         """
-        if not self.rows:
-            return []
-        longest = max(map(len, self.rows))
-        ends = torch.tensor([len(row) for row in self.rows], device=device)
-        ids = torch.zeros(len(self.rows), longest + self.new_tokens, dtype=torch.int64, device=device)
-        for row, tokens in zip(ids, self.rows, strict=True):
-            row[: len(tokens)] = torch.tensor(tokens, device=device)
+        written: list[Continuation] = []
         sampler = Sampler(TEMPERATURE, seed=self.seed, device=device)
-        rows = torch.arange(len(ids), device=device)
+        at_once = max(1, HELD // (max(map(len, self.rows), default=0) + self.new_tokens + 1))
+        for first in range(0, len(self.rows), at_once):
+            rows = self.rows[first : first + at_once]
+            ids = self._continued(rows, model, sampler, device, stop)
+            if ids is None:
+                return []
+            written += [self._told(row.tolist(), len(tokens)) for row, tokens in zip(ids, rows, strict=True)]
+        return written
+
+    def _continued(
+        self,
+        rows: Sequence[Sequence[int]],
+        model: Callable[..., Any],
+        sampler: Sampler,
+        device: torch.device,
+        stop: Callable[[], Any],
+    ) -> torch.Tensor | None:
+        """Rows of one batch, padded at their ends; as many passes on every rank whatever the logits are."""
+        longest, finite = max(map(len, rows)), True
+        ends = torch.tensor([len(row) for row in rows], device=device)
+        ids = torch.zeros(len(rows), longest + self.new_tokens, dtype=torch.int64, device=device)
+        for row, tokens in zip(ids, rows, strict=True):
+            row[: len(tokens)] = torch.tensor(tokens, device=device)
+        index = torch.arange(len(rows), device=device)
         for new in range(self.new_tokens):
             if stop():
                 return None
             logits = model(ids[:, : longest + new]).logits  # (B, T, V)
-            ids[rows, ends + new] = sampler(logits[rows, ends + new - 1, : self.tokenizer.size])
-        return [self._told(row.tolist(), len(tokens)) for row, tokens in zip(ids, self.rows, strict=True)]
+            newest = logits[index, ends + new - 1, : self.tokenizer.size].float()  # (B, V')
+            finite = finite and bool(newest.isfinite().all())
+            ids[index, ends + new] = sampler(newest if finite else torch.zeros_like(newest))
+        return ids if finite else None
 
     def _told(self, row: list[int], begin: int) -> Continuation:
         end = begin + self.new_tokens

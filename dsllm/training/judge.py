@@ -1,6 +1,6 @@
 """A run's evaluations: how good its model is, what it writes, and whether its loss is too good to be true.
 
-    val, every train.eval_every steps     loss and bits per byte ─▶ continuations ─▶ records ─▶ leak alarm
+    val, every train.eval_every steps     loss and bits per byte ─▶ leak alarm ─▶ continuations
     test and beyond, at the end           the same, without continuations
 
 By every rank alike and through the engine, for at ZeRO 3 each has a part of every weight.
@@ -52,16 +52,18 @@ class Judge:
             return None
         begun = time.perf_counter()
         result = self.measure(self._splits[split], samples, progress.step)
-        seconds = time.perf_counter() - begun
-        written = None if result is None else self._written(split)
-        if result is None or written is None:
+        if result is None:
             return None
-        words = self._alarm.after(self._engine, self._splits[split], split, result.bits_per_byte)
         if monitor is not None:
-            monitor.evaluation(progress, split, result, seconds)
-            monitor.continuations(progress, written)
-            if words:
-                monitor.alarm(progress, words)
+            monitor.evaluation(progress, split, result, time.perf_counter() - begun)
+        words = self._alarm.after(self._engine, self._splits[split], split, result.bits_per_byte)
+        if words and monitor is not None:
+            monitor.alarm(progress, words)
+        if split == "val":
+            begun = time.perf_counter()
+            written = self._written()
+            if monitor is not None:
+                monitor.continuations(progress, written, time.perf_counter() - begun)
         return result
 
     def measure(self, source: SampleSource, samples: int | None, step: int) -> Evaluation | None:
@@ -79,8 +81,6 @@ class Judge:
         world = self._world
         return evaluate(self._engine, batches, self._token_bytes, world.device, world.total, self._stop)
 
-    def _written(self, split: str) -> list[Continuation] | None:
-        if split != "val":
-            return []
+    def _written(self) -> list[Continuation]:
         with uncompiled(self._config.train.compile):
             return self._continuations.write(self._engine, self._world.device, self._stop)

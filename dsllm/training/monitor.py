@@ -117,8 +117,9 @@ class Monitor:
             if facts[label]:
                 text = "; ".join(facts[label]) if isinstance(facts[label], list) else facts[label]
                 print(f"  {label.replace('_', ' ')}: {text}")
-        for board in self._boards:
-            print(f"  {board.place}", flush=True)
+        for place in (board.place for board in self._boards):
+            if place:
+                print(f"  {place}", flush=True)
 
     def train(self, progress: Progress, values: dict[str, float | None]) -> None:
         """Record a training step: loss (nats per token), lr, grad_norm, tokens_per_second, step_seconds, …"""
@@ -152,10 +153,11 @@ class Monitor:
         self._evaluated.add((split, progress.step))
         print(f"{split} at step {progress.step}: {result}", flush=True)
 
-    def continuations(self, progress: Progress, written: Sequence[Continuation]) -> None:
-        """Record what the model wrote at an evaluation."""
+    def continuations(self, progress: Progress, written: Sequence[Continuation], seconds: float) -> None:
+        """Record what the model wrote at an evaluation, and the seconds that all of it took."""
         for number, continuation in enumerate(written, start=1):
-            self.record("text", progress, {"prompt": continuation.prompt, "text": continuation.text})
+            facts = {"prompt": continuation.prompt, "text": continuation.text, "seconds": seconds}
+            self.record("text", progress, facts)
             self.text(f"continuations/{number}", progress, continuation.markdown())
 
     def _note_last(self, facts: Mapping[str, Any]) -> None:

@@ -150,11 +150,12 @@ class ProgressiveTrainer(GrowingTrainer):
 
     def _refusals(self) -> Iterator[str]:
         """Growth that the policy will ask for while the rate decays, and not get."""
-        for tokens in self.policy.timetable(self.budget, **self.policy_options) or ():
-            if self.schedule.decaying(tokens):
+        key = "decay_share" if self.config.train.decay_tokens is None else "decay_tokens"
+        for step in map(self.budget.step_at, self.policy.timetable(self.budget, **self.policy_options) or ()):
+            if self.schedule.decaying((step + 1) * self.tokens_per_step):
                 yield (
-                    f"no growth at step {self.budget.step_at(tokens):,}: the learning rate decays there; let it grow "
-                    f"earlier, or take a smaller train.decay_share"
+                    f"no growth at step {step:,}: the learning rate decays there; let it grow earlier, or take a "
+                    f"smaller train.{key}"
                 )
 
     def finish(self) -> None:

@@ -56,6 +56,9 @@ from dsllm.training.sources import BEYOND, Batches, MicroBatch, open_splits, res
 from dsllm.training.tensors import EngineTensors
 from dsllm.training.world import World
 
+EVALUATED_BY = ("data.", "train.eval_samples", "train.test_samples")
+"""Keys by which an evaluation of the same step is another one."""
+
 
 class BaseTrainer:
     """Trains a language model on a DeepSpeed engine, from a run's configuration to its finished folder.
@@ -298,7 +301,7 @@ class BaseTrainer:
             return None
         changed = write_config(self.run_dir, self.config)
         monitor = Monitor(self.run_dir, self.config.monitor, self.progress, self.config.train.steps)
-        if changed:
+        if any(line.startswith(EVALUATED_BY) for line in changed):
             monitor.forget_evaluations()
         facts = {
             "world_size": self.world.size,

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -16,6 +17,8 @@ from dsllm.errors import CheckpointError, ConfigError
 from dsllm.exchange import export as exporting
 from dsllm.exchange.adapters import export_adapters
 from dsllm.exchange.export import export
+from dsllm.exchange.forms import form_of
+from dsllm.models.progressive import Progressive, ProgressiveConfig
 from dsllm.training.checkpoints import complete_checkpoints, find_checkpoint
 from dsllm.training.loading import load_model, load_tokenizer_of
 from tests.forked import forked
@@ -197,6 +200,16 @@ def test_a_run_that_has_not_come_to_its_end_is_refused_but_its_checkpoint_is_not
     assert not (tmp_path / "out").exists()
     forked(["launch/export.py", early, "--format", "hf", "--out", tmp_path / "out"])
     opened(tmp_path / "out")
+
+
+class Unlike(Progressive):
+    """A user's own, which may compute what it likes with the section of a model that has a form."""
+
+
+def test_a_subclass_of_a_model_that_has_a_form_has_none():
+    own = SimpleNamespace(section=ProgressiveConfig(name=f"{__name__}:Unlike", n_layer=2))
+    with pytest.raises(ConfigError, match=r":Unlike: there is no form of it for transformers"):
+        form_of(own, Path("runs/mine"))
 
 
 def test_what_has_no_such_form_is_refused_and_nothing_is_left(trained, tmp_path):

@@ -5,7 +5,9 @@ import torch
 
 from dsllm.data.dataset import TokenDataset
 from dsllm.errors import ConfigError
+from dsllm.models.language_model import Output
 from dsllm.tokenizer import load_tokenizer
+from dsllm.training import continuations
 from dsllm.training.continuations import Continuation, Continuations
 from dsllm.training.loading import load_model
 from dsllm.training.monitor import read_metrics
@@ -76,7 +78,36 @@ def test_problems_have_no_text_to_continue_unless_prompts_are_given(val):
 
 def test_a_signal_ends_it(trained_run, val):
     writer = Continuations(["x"], 4, val, load_tokenizer("bytes"), 32, 1)
-    assert writer.write(load_model(trained_run), torch.device("cpu"), stop=lambda: True) is None
+    assert writer.write(load_model(trained_run), torch.device("cpu"), stop=lambda: True) == []
+
+
+def test_logits_that_are_no_numbers_write_nothing_in_as_many_passes(val):
+    passes = []
+
+    def broken(ids):
+        passes.append(ids.shape)
+        return Output(torch.full((*ids.shape, 320), float("nan")), None)
+
+    assert Continuations(["x", "yz"], 5, val, load_tokenizer("bytes"), 32, 1).write(broken, torch.device("cpu")) == []
+    assert len(passes) == 5
+
+
+def test_many_long_prompts_go_through_a_few_at_a_time(trained_run, val, monkeypatch):
+    """All logits are held: memory must not follow from the number of prompts."""
+    model, tokenizer, prompts = load_model(trained_run), load_tokenizer("bytes"), [f"{n} and" for n in range(7)]
+
+    def sure(ids):
+        sizes.append(len(ids))
+        output = model(ids)
+        return output._replace(logits=output.logits * 1e4)
+
+    sizes: list[int] = []
+    writer = Continuations(prompts, 4, val, tokenizer, 32, 1)
+    together = writer.write(sure, torch.device("cpu"))
+    assert set(sizes) == {7}
+    sizes.clear()
+    monkeypatch.setattr(continuations, "HELD", 30)
+    assert writer.write(sure, torch.device("cpu")) == together and set(sizes) == {3, 1}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -24,15 +25,22 @@ def address(growing, tmp_path_factory) -> Iterator[str]:
         stderr=subprocess.STDOUT,
     )
     assert server.stdout is not None
+    deadline = threading.Timer(60, server.kill)  # which ends its output
+    deadline.start()
     said = []
-    for line in server.stdout:
-        said.append(line)
-        if "http://" in line and "TensorBoard" in line:
-            yield line.split()[3]
-            break
-    server.terminate()
-    server.wait()
-    assert "TensorBoard" in said[-1], "".join(said)
+    try:
+        for line in server.stdout:
+            said.append(line)
+            if "http://" in line and "TensorBoard" in line:
+                deadline.cancel()
+                yield line.split()[3]
+                break
+        else:
+            pytest.fail("".join(said))
+    finally:
+        deadline.cancel()
+        server.kill()
+        server.wait()
 
 
 @pytest.mark.slow

@@ -5,17 +5,20 @@ The real wandb, offline: what it would send stands in files, which are read here
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dsllm.errors import ConfigError
 from dsllm.training.monitor import read_metrics
 from dsllm.training.wandb_board import check_wandb
-from tests.launching import run, train_command
+from tests.launching import run, start, train_command
 
 BLOCK, HEADER = 32768, 7
+SELDOM = {"train.eval_every": 0, "train.test_samples": 0, "train.checkpoint_every": 0}
 
 
 def records(path: Path) -> Iterator:
@@ -98,3 +101,36 @@ def test_where_it_is_not_installed_the_message_says_how_to_have_it(monkeypatch):
         ConfigError, match=r"monitor\.wandb = mine: Weights & Biases is not installed; `pip install wandb`"
     ):
         check_wandb("mine")
+
+
+@pytest.mark.parametrize("project", ["a/b", "x" * 129, "what?"])
+def test_what_is_no_projects_name_is_refused(project):
+    with pytest.raises(ConfigError, match="not a project's name; take up to 128 characters without"):
+        check_wandb(project)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["abc", "0123456789" * 4])
+def test_a_server_that_cannot_be_reached_or_a_key_that_is_none_is_one_message(recipe, tmp_path, monkeypatch, key):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
+    output = run(train_command(recipe, tmp_path / "run", 1, {"monitor.wandb": "mine"}), expect=2)
+    assert "error: monitor.wandb = mine: " in output and "set WANDB_MODE=offline to send it later" in output
+    assert "Traceback" not in output
+
+
+def test_a_run_goes_on_without_it_when_its_process_is_killed(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    process = start(train_command(recipe, tmp_path / "run", 1, {"monitor.wandb": "mine", "train.steps": 150, **SELDOM}))
+    while not any(record["kind"] == "train" for record in read_metrics(tmp_path / "run")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "wandb" in child.name():
+            child.kill()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in output, output
+    assert output.count("the run goes on without it") == 1
+    assert read_metrics(tmp_path / "run")[-1]["event"] == "end"
