@@ -84,11 +84,9 @@ def test_a_folder_still_in_preparation_gives_no_shards(tmp_path):
 
 
 def test_a_pair_of_files_is_no_folder_and_the_message_names_the_one_that_it_lies_in(folder, tmp_path):
-    with pytest.raises(
-        DataError, match=rf"a pair of files, not a data folder; give the folder that it lies in, {folder}"
-    ):
+    with pytest.raises(DataError, match=rf"a pair of files, not a data folder; give .* that it lies in, {folder}"):
         Manifest.read(folder / "train_00000")
     for suffix in (".bin", ".idx"):
         (tmp_path / f"alone{suffix}").write_bytes((folder / f"train_00000{suffix}").read_bytes())
-    with pytest.raises(DataError, match="convert .*alone --to megatron --tokenizer NAME --out FOLDER` makes one of it"):
+    with pytest.raises(DataError, match=r"convert .*alone --to megatron --tokenizer NAME --out FOLDER` makes one of"):
         Manifest.read(tmp_path / "alone")
