@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Processes of the demo: one for each GPU, at most two, or two on CPUs.
 RANKS ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | wc -l); echo $$((n == 1 ? 1 : 2)))
 # Tests that go side by side: one more than there are cores, for a test that waits for a launcher leaves its core idle.
@@ -14,10 +15,11 @@ TRAIN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --quiet --num_gpus $(RA
 
 env: $(READY)
 
+# torch by pip, which may be told of a build without CUDA; the rest by uv, in a quarter of the time, where it can.
 $(READY): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(PIP) -c constraints.txt torch==2.13.0 uv
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[test]' || $(PIP) -c constraints.txt -e '.[test]'
 	touch $@
 
 # From text to trained models, judged and heard: the baseline, one that grows, one with convolution attention. Started
@@ -81,7 +83,6 @@ data/demo/manifest.json: $(READY)
 
 # Exact versions of everything, for every supported Python.
 lock: env
-	$(BIN)/python -m pip install -q uv
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --extra test --no-annotate --no-header \
 	    --constraint <(echo torch==2.13.0) -o constraints.txt setup.py
 

@@ -10,9 +10,16 @@ from tests.launching import run, train
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with many slow tests come first, so that workers that take file by file end at about the same time."""
-    slow = Counter(item.path for item in items if any(map(item.get_closest_marker, ("slow", "multihost"))))
-    items.sort(key=lambda item: -slow[item.path])
+    """Files that take long come first, so that workers that take file by file end at about the same time.
+
+    A slow test is taken for 10 seconds, or says how many: `@pytest.mark.slow(seconds=40)`.
+    """
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        marker = item.get_closest_marker("slow") or item.get_closest_marker("multihost")
+        if marker is not None:
+            seconds[item.path] += marker.kwargs.get("seconds", 10)
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -109,7 +109,7 @@ def execute(words: list[str], place: Path) -> None:
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=15)
 @pytest.mark.parametrize("page", shows("sh"))
 def test_its_commands_work(page, place):
     shutil.rmtree(place / "exported", ignore_errors=True)
@@ -198,15 +198,16 @@ def site(tmp_path_factory) -> Iterator[str]:
 
 @pytest.mark.slow
 @needs_chromium
-@pytest.mark.parametrize("width", [1400, 390])
-def test_in_a_browser_the_site_is_whole_and_asks_no_other_host(site, width):
+def test_in_a_browser_the_site_is_whole_on_a_screen_and_a_telephone_and_asks_no_other_host(site):
     paths = ["", *(page.removesuffix(".md") + "/" for page in PAGES if page != "index.md"), "reference/dsllm/"]
-    with browser() as chromium, opened(chromium, width) as page:
+    with browser() as chromium, opened(chromium) as page:
         for path in paths:
             page.goto(site + path)
             assert page.locator("h1").count() == 1
             assert not page.evaluate("[...document.images].some(image => !image.complete || !image.naturalWidth)")
-            assert not page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+            for width in (1400, 390):
+                page.set_viewport_size({"width": width, "height": 900})
+                assert not page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
 
 
 @pytest.mark.slow

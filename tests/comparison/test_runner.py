@@ -22,7 +22,7 @@ from tests.comparison.test_study import GROWS, written
 from tests.launching import python, run, start
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_runs_are_made_once_a_broken_one_is_resumed_and_the_report_stands(recipe, tmp_path):
     arms = {"one": {"model": {"n_layer": 1}}, "two": {}}
     study = written(tmp_path / "small_study.yaml", recipe, arms=arms)
@@ -153,7 +153,7 @@ def test_an_arm_that_cannot_grow_so_is_told_before_any_is_trained(recipe, tmp_pa
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_a_run_that_diverges_is_left_out_said_and_not_tried_again(recipe, tmp_path):
     arms = {"good": {}, "bad": {"train": {"lr": 1e30}}}
     study = written(tmp_path / "s.yaml", recipe, arms=arms, seeds=[1])
@@ -183,7 +183,7 @@ def test_after_an_error_nothing_is_begun_any_more(tmp_path):
     assert begun[:2] == ["long", "fails"] and len(begun) <= 3
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_several_budgets_side_by_side_with_an_arm_that_grows(recipe, tmp_path):
     arms = {"scratch": {"model": {"n_layer": 2}}, "grown": {**GROWS, "growth": {**GROWS["growth"], "watch_every": 0}}}
     more = {"flops": [2e9, 3e9], "further": {"scratch": [5e9]}, "seeds": [1]}
@@ -198,7 +198,7 @@ def test_several_budgets_side_by_side_with_an_arm_that_grows(recipe, tmp_path):
     assert len(results["grown"][0]["growth"]) == 2 and results["scratch"][0]["decode_ms"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_a_study_of_problems_has_data_for_each_seed_and_asks_for_longer_chains_than_it_trains(recipe, tmp_path):
     data = f"{tmp_path}/perm_{{seed}}"
     task = "reasoning --task perm_chain --lengths 1-3 --beyond 4-5 --documents 400 --held_out 20"
@@ -215,7 +215,7 @@ def test_a_study_of_problems_has_data_for_each_seed_and_asks_for_longer_chains_t
     assert kept[0].scored.data != kept[1].scored.data  # each seed has its own
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_a_study_that_is_stopped_ends_its_runs_and_goes_on(recipe, tmp_path):
     study = written(tmp_path / "long.yaml", recipe, arms={"a": {}}, seeds=[1, 2])
     study.write_text(study.read_text().replace("steps: 4", "steps: 100000"))
@@ -236,7 +236,7 @@ def test_a_study_that_is_stopped_ends_its_runs_and_goes_on(recipe, tmp_path):
         assert list((tmp_path / "work" / f"a_seed{seed}" / "checkpoints").glob("step_*"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_a_run_that_fails_is_named_with_its_log(recipe, tmp_path):
     study = Study.read(written(tmp_path / "s.yaml", recipe, arms={"a": {"data": {"path": str(tmp_path / "absent")}}}))
     runner = Runner(study, tmp_path / "work", tmp_path / "out", 1)

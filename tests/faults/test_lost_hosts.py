@@ -12,7 +12,7 @@ from tests.faults.host_faults import FAULTS, Fault, Run, wait, write_recipe
 from tests.forked import forked
 from tests.multihost.hosts import REPOSITORY, Cluster, hosts, missing_requirement
 
-pytestmark = [pytest.mark.multihost, pytest.mark.slow]
+pytestmark = [pytest.mark.multihost, pytest.mark.slow(seconds=45)]
 
 
 @pytest.fixture

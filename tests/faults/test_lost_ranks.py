@@ -15,7 +15,7 @@ from dsllm.training.monitor import METRICS, read_metrics
 from tests.forked import REPOSITORY, begin
 from tests.launching import start, train, train_command
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=14)
 
 FAILING = """
 import os, signal, sys

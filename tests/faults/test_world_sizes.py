@@ -8,7 +8,7 @@ from dsllm.training.checkpoints import Checkpoint, complete_checkpoints
 from dsllm.training.monitor import read_metrics
 from tests.forked import begin, ended
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=25)
 
 STEPS = 12
 STOPPING = """

@@ -83,7 +83,7 @@ def zero3_training(rank: int, size: int, folder: str, recompute: str):
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=35)
 @pytest.mark.parametrize("size, recompute", [(1, "none"), (2, "all")])
 def test_every_variant_trains_under_zero3_as_it_does_alone(tmp_path, size, recompute):
     mp.spawn(zero3_training, (size, str(tmp_path), recompute), nprocs=size)

@@ -18,7 +18,7 @@ from dsllm.training.checkpoints import MARKER, checkpoint_name, complete_checkpo
 from dsllm.training.monitor import read_metrics
 from tests.multihost.hosts import REPOSITORY, Cluster
 
-pytestmark = [pytest.mark.multihost, pytest.mark.slow]
+pytestmark = [pytest.mark.multihost, pytest.mark.slow(seconds=15)]
 
 STEPS, SAVED = 6, 3
 """Of the whole run, and between its checkpoints."""

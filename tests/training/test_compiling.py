@@ -10,7 +10,7 @@ from dsllm.training.monitor import read_metrics
 from tests.launching import run, train
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow(seconds=25),
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
 ]
 GROWTH = "{operator: zero_init, policy: {name: schedule, at: [0.5]}, lora: {rank: 4}, watch_every: 1}"

@@ -129,7 +129,7 @@ def test_a_level_that_is_not_there_is_one_message_and_exit_code_2(
     assert "growth.operator.levels = [9]: no blocks on level 9; take some of 0, 1, 2, or null for all" in told
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=40)
 def test_it_grows_on_two_ranks_at_every_zero_stage(levels_recipe: Path, tmp_path: Path) -> None:
     operators = [
         "zero_init",

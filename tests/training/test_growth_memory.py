@@ -14,7 +14,7 @@ NOISE = 8
 PARTS = ("saving", "probing", "growing")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=80)
 def test_saving_and_growing_at_zero3_hold_two_tensors_more_than_before_and_never_a_model(
     data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
