@@ -25,7 +25,8 @@ def main() -> None:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1200, "height": 900})
             page.goto(f"{address}#custom_scalars", wait_until="networkidle")
-            page.get_by_text("divergence of copies").first.wait_for()
+            page.locator("svg path.line").first.wait_for(state="attached")
+            page.wait_for_timeout(2000)  # curves are drawn one after the other
             PICTURE.parent.mkdir(exist_ok=True)
             page.screenshot(path=PICTURE)
             browser.close()

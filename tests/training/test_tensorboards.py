@@ -55,6 +55,7 @@ def look(page, address: str) -> None:
     for title in ("loss, nats per token", "the same by tokens", "learning rate", "tokens per second", "memory of rank"):
         assert seen(page, title).bounding_box()["y"] < 1000  # on the first screen
     seen(page, "divergence of copies")
+    page.locator("svg path.line").nth(7).wait_for(state="attached")  # curves, not only their titles
 
     page.goto(f"{address}#timeseries")
     for group in ("train", "train_by_tokens", "val", "growth", "layers"):
