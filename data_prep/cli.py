@@ -196,6 +196,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _action(argv: list[str]) -> Action:
+    flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    for flag in flags:
+        if flags.count(flag) > 1:
+            raise DataError(
+                f"{flag}: given {flags.count(flag)} times; give it once, with a folder or a glob for several"
+            )
     said = io.StringIO()
     try:
         with redirect_stderr(said):

@@ -85,10 +85,11 @@ class Stopped(Exception):
 
 
 @contextmanager
-def user_errors_exit() -> Iterator[None]:
+def user_errors_exit(interrupted: str | None = None) -> Iterator[None]:
     """Within it a `UserError` ends the process with its exit code and its message alone on standard error.
 
-    So does a reader of standard output that has closed it, as `| head` does, without a word and with exit code 141.
+    Ctrl-C does so with the words of `interrupted` and exit code 130; without them it is the caller's. So does a reader
+    of standard output that has closed it, as `| head` does, without a word and with exit code 141.
     """
     try:
         try:
@@ -98,6 +99,11 @@ def user_errors_exit() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        if interrupted is None:
+            raise
+        print(interrupted, file=sys.stderr, flush=True)
+        raise SystemExit(128 + signal.SIGINT) from None
     except BrokenPipeError:
         if not _closed(sys.stdout.fileno()):
             raise  # another pipe or a connection

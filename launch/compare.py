@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--data_by_seed", action="store_true", help="each seed has data of its own, alike for all arms")
     parser.add_argument("--no_inference", action="store_true", help="do not measure prefill, decoding and phases")
     arguments = parser.parse_args()
-    with user_errors_exit():
+    with user_errors_exit("stopped"):
         if arguments.out.exists() and not arguments.out.is_dir():
             raise UserError(f"--out {arguments.out}: a file; name a folder")
         read = [RunRecord.read(path) for path in arguments.runs]

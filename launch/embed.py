@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--level", type=int, default=-1, help="of the model, from 0; -1, the innermost, by default")
     parser.add_argument("--pool", default="mean", choices=["mean", "last"], help="of a level's vectors (mean)")
     arguments = parser.parse_args()
-    with user_errors_exit():
+    with user_errors_exit("stopped"):
         check(arguments)
         lines = arguments.text or [] if arguments.file is None else read_lines(arguments.file)
         checkpoint = find_checkpoint(arguments.run)

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--cloze", type=positive, metavar="N", help="also how often the last word of N texts is said")
     parser.add_argument("--reasoning", action="store_true", help="accuracy by chain length, on test and beyond")
     arguments = parser.parse_args()
-    with user_errors_exit():
+    with user_errors_exit("stopped"):
         if arguments.reasoning and arguments.split is not None:
             raise ConfigError(f"--split {arguments.split}: --reasoning asks test and {BEYOND}; leave out one of them")
         checkpoint = find_checkpoint(arguments.run)

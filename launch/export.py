@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--out", type=named_path, metavar="DIR", required=True, help="not there yet, or empty")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="of the weights (fp32, as trained)")
     arguments = parser.parse_args()
-    with user_errors_exit():
+    with user_errors_exit("stopped; nothing was written, and the same command begins anew"):
         checkpoint = find_checkpoint(arguments.run)
         check_finished(arguments.run, checkpoint)
         write = export if arguments.format == "hf" else export_adapters

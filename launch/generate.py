@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--top_p", type=float, help="sample from the fewest tokens whose probabilities reach p")
     parser.add_argument("--seed", type=int, help="the same seed gives the same text")
     arguments = parser.parse_args()
-    with user_errors_exit():
+    with user_errors_exit("stopped"):
         checkpoint = find_checkpoint(arguments.run)
         tokenizer = load_tokenizer_of(checkpoint)
         prompt = torch.as_tensor(tokenizer.encode(arguments.prompt).astype("int64"))

@@ -61,7 +61,7 @@ def main() -> None:
         text = f"{field.description} ({field.default})"
         asked.add_argument(f"--lora.{name}", type=yaml_value, metavar="VALUE", help=text)
     arguments = vars(parser.parse_args())
-    with user_errors_exit():
+    with user_errors_exit("stopped; nothing was written, and the same command begins anew"):
         if arguments["out"] is None and not arguments["dry_run"]:
             raise ConfigError("--out: missing; name the new run's folder, or --dry_run")
         if arguments["out"] is not None:

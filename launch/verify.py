@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("run", type=named_path, metavar="RUN_OR_CHECKPOINT")
     parser.add_argument("--all", action="store_true", help="each complete checkpoint of the run")
     arguments = parser.parse_args()
-    with user_errors_exit():
+    with user_errors_exit("stopped"):
         damaged = 0
         for found in verify(arguments.run, arguments.all):
             print(found, flush=True)

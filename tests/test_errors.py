@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from dsllm.errors import user_errors_exit
+
 COMMAND = """
 import os, sys
 from dsllm.errors import UserError, user_errors_exit
@@ -38,3 +40,11 @@ def test_what_little_is_left_for_a_closed_reader_is_no_error_either():
 def test_another_pipe_that_broke_is_no_such_reader():
     code, _, said = _run("r, w = os.pipe(); os.close(r); os.write(w, b'x')")
     assert code == 1 and "BrokenPipeError" in said
+
+
+def test_ctrl_c_is_a_sentence_and_exit_code_130_where_there_are_words_for_it(capsys):
+    with pytest.raises(SystemExit) as ended, user_errors_exit("stopped"):
+        raise KeyboardInterrupt
+    assert ended.value.code == 130 and capsys.readouterr().err == "stopped\n"
+    with pytest.raises(KeyboardInterrupt), user_errors_exit():
+        raise KeyboardInterrupt

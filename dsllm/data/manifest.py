@@ -138,7 +138,9 @@ class Manifest(_Record):
                 cure = f"give the folder that it lies in, {beside}"
             raise DataError(f"{folder}: a pair of files, not a data folder; {cure}")
         if not path.parent.is_dir():
-            raise DataError(f"{folder}: no such folder; make it with `python -m data_prep tokenize --out {folder}`")
+            raise DataError(
+                f"{folder}: no such folder; make it with `python -m data_prep tokenize --source … --out {folder}`"
+            )
         if not path.exists():
             raise DataError(f"{path}: missing, so this is no data folder or its preparation did not begin; {_CURE}")
         with os_errors_named(path):

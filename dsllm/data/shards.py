@@ -76,7 +76,8 @@ def open_split(path: Path, split: str, tokenizer: TokenizerInfo | None = None) -
     file = path if path.suffix == ".bin" else path.with_name(path.name + ".bin")
     if not file.is_file():
         raise DataError(
-            f"{path}: no such folder or token file; make one with `python -m data_prep tokenize --out {path}`"
+            f"{path}: no such folder or token file; make one with "
+            f"`python -m data_prep tokenize --source … --out {path}`"
         )
     if split != "train" and split not in re.split(r"[^A-Za-z]+", file.stem):
         raise DataError(

@@ -50,12 +50,12 @@ def accelerator_of(named: Any) -> Accelerator:
     Raises `ConfigError` for a name that is not known, or figures that make no sense.
     """
     if isinstance(named, str):
-        if named not in KNOWN:
+        if named.lower() not in KNOWN:
             raise ConfigError(
                 f"--gpu {named}: not known; take {', '.join(KNOWN)}, or give its figures, as in "
                 f"--gpu '{{memory: 48, tflops: 180, watts: 300}}'"
             )
-        return KNOWN[named]
+        return KNOWN[named.lower()]
     found, problems = validate(Accelerator, named, "gpu")
     raise_problems(problems)
     assert found is not None

@@ -62,7 +62,13 @@ def _check_given(name: str, given: Mapping[str, Any], sizes: Mapping[str, Any]) 
 def check_tokens(pretrained: Pretrained, tokenizer: Tokenizer) -> None:
     """Raises `DataError` if the data were made with other tokens than the pre-trained model knows."""
     theirs = vocabulary_of(pretrained.folder)
-    if theirs is None:
+    if theirs is None:  # then the number of tokens has to do: theirs, or rounded up as here
+        rows = int(pretrained.sizes["vocab_size"])
+        if rows not in range(tokenizer.size, (tokenizer.size + 127) // 128 * 128 + 1):
+            raise DataError(
+                f"{pretrained.folder}: its vocabulary has {rows:,} tokens, and the data's tokenizer ({tokenizer.name}) "
+                f"{tokenizer.size:,}; prepare the text with the tokens that it was trained on"
+            )
         return
     for token, number in tokenizer.spellings().items():
         if theirs.get(token, number) != number or (token not in theirs and number < pretrained.sizes["vocab_size"]):

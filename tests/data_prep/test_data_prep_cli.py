@@ -76,6 +76,10 @@ def test_help_shows_every_flag_of_a_command(run):
         ("tokenise --source SRC --out OUT", "tokenise: no such command; take tokenize"),
         ("tokenize --source SRC", "tokenize: --out is missing"),
         ("tokenize --source SRC --out", "--out: needs a value"),
+        (
+            "tokenize --source SRC --source OUT --out OUT",
+            "--source: given 2 times; give it once, with a folder or a glob",
+        ),
         ("tokenize --source SRC --out OUT --feilds text", "--feilds: no such flag of tokenize; take --fields"),
         ("tokenize --source SRC --out OUT --fields txt", "a.jsonl:1: no column 'txt', there are: n, text"),
         ("tokenize --source SRC --out OUT --tokenizer gtp2", "tokenizer 'gtp2': no such tokenizer; did you mean gpt2?"),

@@ -138,6 +138,12 @@ def leading_outside(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": "../model"}}))
 
 
+def of_other_tokens(folder: Path) -> None:
+    for file in [*folder.glob("tokenizer*"), *folder.glob("vocab*")]:
+        file.unlink()
+    changed_config(vocab_size=900)(folder)
+
+
 WRONG = {
     "another architecture": (changed_config(model_type="llama"), "model_type = 'llama' in config.json"),
     "another activation": (changed_config(activation_function="relu"), "activation_function = 'relu' in config.json"),
@@ -151,6 +157,10 @@ WRONG = {
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: no JSON object"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
     "other tokens": (other_tokens, "token 97 of the data's tokenizer (bytes) is 'a', which is 98 there"),
+    "no tokenizer, another number of tokens": (
+        of_other_tokens,
+        "its vocabulary has 900 tokens, and the data's tokenizer",
+    ),
     "an index that leads outside": (leading_outside, "its weight_map names no files of this folder"),
 }
 
