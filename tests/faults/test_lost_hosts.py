@@ -45,11 +45,7 @@ def test_all_ends_and_names_what_is_lost_and_the_same_command_goes_on(
     code, seconds, output = job.disturbed(cluster, fault.inject)
     assert code not in (0, 2) and fault.says in output and "Traceback" not in output, output
     assert seconds < fault.within, output
-    if fault.hosts == 1:
-        job.goes_on(cluster, fault.hosts)
-    else:  # as the launcher has started them before; that it does once more is tested where a host is gone
-        forked(job.arguments, ranks=2)
-        assert [ranks for _, ranks in job.starts()] == [2] and job.starts()[0][0] >= 20
+    job.goes_on(cluster, fault.hosts)
     assert job.losses() == pytest.approx(undisturbed, rel=1e-4)
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.launching import REPOSITORY
 
 NOISE = 8
-"""MiB that an allocator keeps; a rank's shard is ten times as much."""
+"""MiB that an allocator keeps; a rank's shard is twenty times as much."""
 
 
 PARTS = ("saving", "probing", "growing")
@@ -25,7 +25,7 @@ def test_saving_and_growing_at_zero3_hold_two_tensors_more_than_before_and_never
     assert spec is not None and spec.loader is not None
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    model = {"n_layer": 2, "n_head": 8, "n_embd": 768, "context": 32}
+    model = {"n_layer": 4, "n_head": 8, "n_embd": 768, "context": 32}
     growth = {"preset": "diverge_consolidate", "diverge_share": 0.34, "policy": {"name": "schedule", "at": [0.25]}}
     benchmark.launch(tmp_path, model, {**growth, "lora": {"rank": 16}}, stage=3, steps=8, data=str(data_folder))
     rows = benchmark.extra_memory(tmp_path)
