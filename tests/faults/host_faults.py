@@ -18,14 +18,14 @@ from dsllm.training.monitor import read_metrics
 from tests.multihost.hosts import REPOSITORY, Cluster, name_of
 from tests.multihost.test_training import write_tokens
 
-STEPS, LOST_AFTER = 160, 6
+STEPS, SAVED, LOST_AFTER = 200, 10, 6
 
 
 def write_recipe(folder: Path) -> Path:
     """A tiny model, long enough to be interrupted."""
     write_tokens(folder / "data")
     train = {"steps": STEPS, "micro_batch_size": 2, "global_batch_size": 8, "lr": 0.01, "precision": "fp32"}
-    often = {"eval_every": 0, "test_samples": 0, "checkpoint_every": 10, "lost_after": LOST_AFTER}
+    often = {"eval_every": 0, "test_samples": 0, "checkpoint_every": SAVED, "lost_after": LOST_AFTER}
     config = {
         "run_dir": str(folder / "unnamed"),
         "model": {"name": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 32, "context": 32},
@@ -57,30 +57,41 @@ class Run:
         return ["deepspeed", "--hostfile", cluster.hostfile, "--master_addr", master, *self.arguments]
 
     def disturbed(self, cluster: Cluster, fault: Callable[[Cluster], object]) -> tuple[int, float, str]:
-        """Train until step 25, let the fault happen: exit code, seconds until all has ended, and what was said."""
+        """Train 25 steps, let the fault happen: exit code, seconds until all has ended, and what was said.
+
+        Where the run was disturbed before, the same command goes on from the newest complete checkpoint.
+        """
+        before, starts = self.saved(), self.starts()
         process = cluster.start(self.command(cluster))
-        wait(lambda: max(self.losses(), default=0) >= 25, 60)
+        wait(lambda: max(self.losses(), default=0) >= before + 25, 60)
+        assert self.starts() == starts + [(before, 2)] * (before > 0)
         fault(cluster)
         begun = time.monotonic()
         output, _ = process.communicate(timeout=90)
         wait(lambda: not cluster.jobs(), 60)
-        return process.returncode, time.monotonic() - begun, output
+        seconds = time.monotonic() - begun
+        assert (before + 25) // SAVED * SAVED <= self.saved() < STEPS  # it was disturbed, and not at its end
+        return process.returncode, seconds, output
 
     def goes_on(self, cluster: Cluster, hosts: int) -> float:
         """The same command, on so many hosts, goes on from the newest complete checkpoint to the end.
 
         Gives the seconds until its first step is recorded.
         """
-        saved = int(complete_checkpoints(self.run_dir)[-1].name.removeprefix("step_"))
-        assert 20 <= saved < STEPS  # it was disturbed, and not at its end
+        saved, starts = self.saved(), self.starts()
         cluster.hostfile.write_text("".join(f"node{number} slots=1\n" for number in range(1, hosts + 1)))
         process, begun = cluster.start(self.command(cluster)), time.monotonic()
-        wait(lambda: self.starts() == [(saved, hosts)] and max(self.losses()) > saved, 60)
+        wait(lambda: self.starts() == [*starts, (saved, hosts)] and max(self.losses()) > saved, 60)
         seconds = time.monotonic() - begun
         output, _ = process.communicate(timeout=90)
         assert process.returncode == 0, output
         assert complete_checkpoints(self.run_dir)[-1].name == checkpoint_name(STEPS)
         return seconds
+
+    def saved(self) -> int:
+        """The step of the newest complete checkpoint; 0 without one."""
+        names = [path.name for path in complete_checkpoints(self.run_dir)]
+        return int(names[-1].removeprefix("step_")) if names else 0
 
     def starts(self) -> list[tuple[int, int]]:
         """Where it went on, and with how many ranks."""

@@ -12,7 +12,10 @@ from tests.faults.host_faults import FAULTS, Fault, Run, wait, write_recipe
 from tests.forked import forked
 from tests.multihost.hosts import REPOSITORY, Cluster, hosts, missing_requirement
 
-pytestmark = [pytest.mark.multihost, pytest.mark.slow(seconds=45)]
+pytestmark = [pytest.mark.multihost, pytest.mark.slow(seconds=65)]
+
+LOST = [fault for fault in FAULTS if fault.hosts == 1]
+"""Those that leave one host."""
 
 
 @pytest.fixture
@@ -37,15 +40,20 @@ def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return job.losses()
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "faults",
+    [[*(fault for fault in FAULTS if fault.hosts == 2), LOST[0]], LOST[1:]],  # one after the other happens to one run
+    ids=lambda faults: ", ".join(fault.name for fault in faults),
+)
 def test_all_ends_and_names_what_is_lost_and_the_same_command_goes_on(
-    fault: Fault, cluster: Cluster, recipe: Path, undisturbed: dict[int, float], tmp_path: Path
+    faults: list[Fault], cluster: Cluster, recipe: Path, undisturbed: dict[int, float], tmp_path: Path
 ) -> None:
     job = Run(recipe, tmp_path / "run")
-    code, seconds, output = job.disturbed(cluster, fault.inject)
-    assert code not in (0, 2) and fault.says in output and "Traceback" not in output, output
-    assert seconds < fault.within, output
-    job.goes_on(cluster, fault.hosts)
+    for fault in faults:
+        code, seconds, output = job.disturbed(cluster, fault.inject)
+        assert code not in (0, 2) and fault.says in output and "Traceback" not in output, f"{fault.name}:\n{output}"
+        assert seconds < fault.within, f"{fault.name}:\n{output}"
+    job.goes_on(cluster, faults[-1].hosts)
     assert job.losses() == pytest.approx(undisturbed, rel=1e-4)
 
 
