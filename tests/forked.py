@@ -1,6 +1,7 @@
 """Commands of the repository as forks of a server that has imported everything: real processes, without a launcher.
 
     forked(["launch/train.py", "--config", recipe], ranks=2)       # what they printed
+    forked_ranks(engine_losses, 2, folder)                         # engine_losses(rank, folder) in each
 
 Importing torch and DeepSpeed costs a process three seconds, and DeepSpeed's launcher two processes more. What a fork
 does is what `python SCRIPT` does with RANK and the rest set, as launchers set them. When it executes itself anew, as
@@ -18,7 +19,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import wait
@@ -28,9 +29,11 @@ from types import MappingProxyType
 from typing import Any
 
 import psutil
+import torch.multiprocessing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOTHING: Mapping[str, str] = MappingProxyType({})
+PRELOADED = ["tests.preloaded"]
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): a signal when the parent has died."""
 
@@ -55,6 +58,12 @@ def forked(
     return output
 
 
+def forked_ranks(function: Callable[..., None], ranks: int, *arguments: Any) -> None:
+    """Call a module's function(rank, *arguments) in as many processes; what one of them raises is raised here."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    torch.multiprocessing.start_processes(function, arguments, ranks, start_method="forkserver")
+
+
 def begin(
     command: Sequence[str],
     log: Path,
@@ -68,7 +77,7 @@ def begin(
     `again`: what executes itself anew becomes another fork, and the process that is given here the parent of both.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preloaded"])
+    context.set_forkserver_preload(PRELOADED)
     processes = []
     for world in worlds(ranks):
         process = context.Process(target=_become, args=(list(command), {**world, **settings}, log, folder, again))

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from dsllm.models.conv_attention import ConvAttention
 from dsllm.models.conv_attention_config import ConvAttentionConfig
 from dsllm.training.backend import import_deepspeed
+from tests.forked import forked_ranks
 
 STEPS, LR, SIZE = 4, 1e-2, 2
 CONFIG = ConvAttentionConfig(
@@ -48,7 +48,7 @@ def plain_losses():
     return torch.tensor(losses)
 
 
-def engine_losses(rank: int, folder: str):
+def engine_losses(rank: int, folder: Path):
     os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed wants to hear it from a launcher
     deepspeed = import_deepspeed()
     torch.set_num_threads(1)
@@ -78,7 +78,7 @@ def engine_losses(rank: int, folder: str):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero")
-    mp.spawn(engine_losses, (str(folder),), nprocs=SIZE)
+    forked_ranks(engine_losses, SIZE, folder)
     return folder
 
 

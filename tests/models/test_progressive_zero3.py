@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from dsllm.models.progressive import Progressive, ProgressiveConfig
 from dsllm.training.backend import import_deepspeed
+from tests.forked import forked_ranks
 from tests.models.conftest import SMALL, VARIANTS
 
 STEPS, LR = 2, 1e-3
@@ -53,7 +53,7 @@ def plain_training(variant):
     return torch.stack(losses), dict(model.named_parameters())
 
 
-def zero3_training(rank: int, size: int, folder: str, recompute: str):
+def zero3_training(rank: int, size: int, folder: Path, recompute: str):
     os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed wants to hear it from a launcher
     deepspeed = import_deepspeed()
     torch.set_num_threads(1)
@@ -86,7 +86,7 @@ def zero3_training(rank: int, size: int, folder: str, recompute: str):
 @pytest.mark.slow(seconds=35)
 @pytest.mark.parametrize("size, recompute", [(1, "none"), (2, "all")])
 def test_every_variant_trains_under_zero3_as_it_does_alone(tmp_path, size, recompute):
-    mp.spawn(zero3_training, (size, str(tmp_path), recompute), nprocs=size)
+    forked_ranks(zero3_training, size, size, tmp_path, recompute)
     for variant in VARIANTS:
         losses, weights = torch.load(tmp_path / variant)
         plain_losses, plain_weights = plain_training(variant)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from dsllm.models.gpt2 import GPT2, GPT2Config
 from dsllm.training.backend import import_deepspeed
+from tests.forked import forked_ranks
 
 STEPS, LR = 4, 1e-2
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=32, context=16, vocab_size=61)
@@ -47,7 +47,7 @@ def plain_losses():
     return torch.tensor(losses)
 
 
-def zero3_losses(rank: int, size: int, folder: str, recompute: str):
+def zero3_losses(rank: int, size: int, folder: Path, recompute: str):
     os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed wants to hear it from a launcher
     deepspeed = import_deepspeed()
     torch.set_num_threads(1)
@@ -77,5 +77,5 @@ def zero3_losses(rank: int, size: int, folder: str, recompute: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("size, recompute", [(1, "none"), (2, "all")])
 def test_zero3_trains_with_the_losses_of_the_plain_model(tmp_path, size, recompute):
-    mp.spawn(zero3_losses, (size, str(tmp_path), recompute), nprocs=size)
+    forked_ranks(zero3_losses, size, size, tmp_path, recompute)
     torch.testing.assert_close(torch.load(tmp_path / "losses"), plain_losses(), rtol=1e-5, atol=1e-5)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsllm.config import MonitorConfig
@@ -28,6 +27,7 @@ from dsllm.training.watch import (
     evenly_spaced,
     neighbouring_copies,
 )
+from tests.forked import forked_ranks
 
 SIZE = {"n_layer": 4, "n_head": 2, "n_embd": 16, "context": 16, "vocab_size": 61}
 MATRICES = ["attention.qkv", "attention.out", "mlp.up", "mlp.down"]
@@ -86,7 +86,7 @@ def batch():
     return torch.randint(0, 61, (4, 17), generator=torch.Generator().manual_seed(1))
 
 
-def watch_in_engines(rank: int, folder: str):
+def watch_in_engines(rank: int, folder: Path):
     """Every model at every ZeRO stage, on two ranks; what each rank has seen goes into a file."""
     os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed wants to hear it from a launcher
     deepspeed = import_deepspeed()
@@ -126,7 +126,7 @@ def watch_in_engines(rank: int, folder: str):
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engines")
-    mp.spawn(watch_in_engines, (str(folder),), nprocs=RANKS)
+    forked_ranks(watch_in_engines, RANKS, folder)
     return [torch.load(folder / f"seen_{rank}", weights_only=False) for rank in range(RANKS)]
 
 
