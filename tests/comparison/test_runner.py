@@ -18,8 +18,8 @@ from dsllm.comparison.record import Diverged, RunRecord
 from dsllm.comparison.runner import Runner
 from dsllm.comparison.study import Study
 from dsllm.errors import UserError
-from tests.comparison.test_study import GROWS, written
-from tests.launching import python, run, start
+from tests.comparison.test_study import GROWS, TRAIN, written
+from tests.launching import python, start
 
 
 @pytest.mark.slow(seconds=25)
@@ -186,7 +186,8 @@ def test_after_an_error_nothing_is_begun_any_more(tmp_path):
 @pytest.mark.slow(seconds=25)
 def test_several_budgets_side_by_side_with_an_arm_that_grows(recipe, tmp_path):
     arms = {"scratch": {"model": {"n_layer": 2}}, "grown": {**GROWS, "growth": {**GROWS["growth"], "watch_every": 0}}}
-    more = {"flops": [2e9, 3e9], "further": {"scratch": [5e9]}, "seeds": [1]}
+    seldom = {"train": {**TRAIN, "eval_every": 10, "checkpoint_every": 10}}
+    more = {"flops": [2e9, 3e9], "further": {"scratch": [5e9]}, "seeds": [1], "set": seldom}
     study = written(tmp_path / "growing.yaml", recipe, arms=arms, **more)
     said = python(*("launch/study.py", study, "--out", tmp_path / "out", "--work", tmp_path / "work", "--jobs", 2))
     assert "5 of 5 runs" in said and "How much sooner than scratch, at equal final loss" in said
@@ -226,7 +227,7 @@ def test_a_study_that_is_stopped_ends_its_runs_and_goes_on(recipe, tmp_path):
         if all(file.exists() and '"train"' in file.read_text() for file in records):
             break
         time.sleep(0.1)
-    second = run([*command, "--ranks", 2, "--jobs", 2], expect=2)
+    second = python(*command[1:], "--ranks", 2, "--jobs", 2, expect=2)
     assert f"{tmp_path / 'work'}: process {process.pid} on" in second and "take another folder" in second
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)

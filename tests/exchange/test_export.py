@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import peft
 import pytest
 import torch
 import transformers
@@ -131,6 +130,8 @@ ADAPTED = [name for name, model in MODELS.items() if "lora" in model and "window
 
 @pytest.mark.parametrize("name", ADAPTED)
 def test_adapters_go_to_peft_and_onto_their_exported_base(name, trained, tmp_path):
+    import peft  # which takes seconds
+
     run = trained(MODELS[name])
     export_adapters(find_checkpoint(run), tmp_path / "out")
     base = opened(tmp_path / "out" / "base")

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 import transformers
@@ -35,6 +34,8 @@ def grow(pretrained: Path, config: Path, out: Path, *more: object, expect: int =
 
 
 def test_in_grown_trained_out_and_opened(pretrained, config, tmp_path):
+    import peft  # which takes seconds
+
     deep = tmp_path / "deep"
     told = grow(pretrained, config, deep, "--operator", "interpose", "--diverge", "--lora.rank", 4)
     assert "3 distinct blocks, 3 layers executed → 6 distinct blocks, 6 layers executed" in told

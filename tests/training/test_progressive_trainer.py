@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from dsllm.training.checkpoints import complete_checkpoints
 from dsllm.training.loading import base_hash, load_model
 from dsllm.training.monitor import read_metrics
 from tests.forked import forked
-from tests.launching import needs_fp16, run, train
+from tests.launching import needs_fp16, train
 
 HERE = Path(__file__).parent
 STAGES = [0, 1, 2, 3]
@@ -130,12 +129,13 @@ def test_half_weights_grow_from_their_fp32_masters(stage: int, growing_recipe: P
 def origins(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The origin's recipe, 3 blocks × 4 uses → 6 × 2 → 12 × 1 at its own sizes, in few steps of few tokens."""
     run_dir = tmp_path_factory.mktemp("origins") / "run"
-    short = {"train.steps": 24, "train.global_batch_size": 8, "train.eval_every": 24, "train.eval_samples": 8}
-    options = {"data.path": data_folder, "train.precision": "fp32", "train.test_samples": 0, **short}
+    short = {"steps": 24, "micro_batch_size": 4, "global_batch_size": 4, "eval_every": 24, "eval_samples": 8}
+    options = {"precision": "fp32", "test_samples": 0, **short}
     train(
         Path("launch/recipes/origin_progressive.yaml"),
         run_dir,
-        **{key.replace(".", "__"): value for key, value in options.items()},
+        **{f"train.{key}": value for key, value in options.items()},
+        data__path=data_folder,
         growth__watch_every=4,
         monitor__log_every=1,
     )
@@ -267,8 +267,7 @@ def test_a_grown_run_is_not_resumed_without_its_growth_section_and_goes_back_beh
 ) -> None:
     launch(growing_recipe, tmp_path, {"run": []}, ranks=1)
     run_dir = tmp_path / "run"
-    command = [sys.executable, "launch/train.py", "--config", growing_recipe, f"--run_dir={run_dir}"]
-    output = run([*command, "--growth=null"], expect=2)
+    output = train(growing_recipe, run_dir, expect=2, growth="null")
     assert "its model has grown; go on with the run's growth section" in output
     (complete_checkpoints(run_dir)[-1] / "COMPLETE").unlink()
     newest = complete_checkpoints(run_dir)[-1]
@@ -277,7 +276,7 @@ def test_a_grown_run_is_not_resumed_without_its_growth_section_and_goes_back_beh
     content[-1] ^= 1
     damaged.unlink()  # it is a link
     damaged.write_bytes(content)
-    output = run(command)
+    output = train(growing_recipe, run_dir)
     assert f"damaged: {newest.name}, now damaged.{newest.name} (" in output and "its checksum is not the one" in output
     assert complete_checkpoints(run_dir)[-1].name == f"step_{STEPS:08d}"
     assert sorted(r["step"] for r in records(run_dir, "train")) == list(range(1, STEPS + 1))
@@ -314,8 +313,6 @@ def test_growth_is_refused_and_logged_while_the_rate_decays_and_when_nothing_fit
 def test_what_cannot_grow_is_said_before_anything_is_written(
     overrides: list[str], message: str, growing_recipe: Path, tmp_path: Path
 ) -> None:
-    options = [f"--{override}" for override in overrides]
-    command = [sys.executable, "launch/train.py", "--config", growing_recipe, f"--run_dir={tmp_path / 'run'}", *options]
-    output = run(command, expect=2)
+    output = train(growing_recipe, tmp_path / "run", expect=2, **dict(override.split("=", 1) for override in overrides))
     assert message in output and "Traceback" not in output
     assert not (tmp_path / "run").exists()
