@@ -176,23 +176,28 @@ COMMANDS: dict[str, Callable[..., Action]] = {
 }
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, to be handled as Ctrl-C is."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command line. Exit codes: 0, 2 after one message about what to put right, 130 and 143 after signals."""
-    signal.signal(signal.SIGTERM, _terminate)
+    came: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is in the background of a script
+        signal.signal(signal.SIGINT, stop)
     try:
         with user_errors_exit():
-            _action(list(sys.argv[1:] if argv is None else argv)).do()
-    except KeyboardInterrupt as stop:
+            try:
+                _action(list(sys.argv[1:] if argv is None else argv)).do()
+            except Exception as error:
+                if came:  # pydantic, for one, took the exception for its value's
+                    raise KeyboardInterrupt from error
+                raise
+    except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr, flush=True)
-        raise SystemExit(143 if isinstance(stop, _Terminated) else 130) from None
+        raise SystemExit(128 + (came[0] if came else signal.SIGINT)) from None
 
 
 def _action(argv: list[str]) -> Action:

@@ -1,5 +1,6 @@
 """The commands as a person types them: exit codes, one message, no traceback, and nothing left behind."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,25 @@ def test_the_hub_that_cannot_be_reached_is_one_message_without_a_traceback(tmp_p
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     assert done.stderr.startswith("error: open-web-math/open-web-math: ") and done.stderr.count("\n") == 1
     assert "the Hugging Face hub cannot be reached" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_takes_for_an_error_of_its_own_is_no_traceback(source, tmp_path: Path, number):
+    program = (
+        "import signal\n"
+        "from data_prep import cli\n"
+        "def takes_it_for_its_own(*args):\n"
+        "    try:\n"
+        f"        signal.raise_signal({int(number)})\n"
+        "    except BaseException:\n"
+        "        raise ValueError('not a valid value')\n"
+        "cli.COMMANDS['verify'] = lambda: cli.Action(takes_it_for_its_own)\n"
+        "cli.main(['verify'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120
+    )
+    assert (done.returncode, done.stderr) == (128 + number, "stopped; the same command goes on\n")
 
 
 def test_away_from_a_terminal_there_is_no_bar(source, tmp_path: Path):
