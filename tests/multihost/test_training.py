@@ -1,6 +1,6 @@
 """`deepspeed --hostfile hosts launch/train.py` over two hosts, one process on each: what is refused.
 
-tests/multihost/test_growth.py trains and grows on them, at every ZeRO stage; tests/faults/test_lost_hosts.py disturbs them.
+tests/multihost/test_growth.py trains and grows on them at every ZeRO stage, tests/faults/test_lost_hosts.py has losses.
 """
 
 import random
