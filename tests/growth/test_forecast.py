@@ -26,6 +26,7 @@ def walked(model, growth, steps):
     budget = budget_of(model, growth, steps * TOKENS, steps)
     due = policy.timetable(budget, **options)
     stage, phase, grown_at, flops = 0, "full", 0, 0.0
+    spent = skeleton(model).flops_per_token(model.context)
     for step in range(steps):
         while True:
             state = State(budget, step, step * TOKENS, stage, grown_at, grown_at * TOKENS, phase)
@@ -41,7 +42,8 @@ def walked(model, growth, steps):
                 grown = operator(model, growth.factors(stage + 1)[-1], **operator_options)
                 plan = make_plan(grown, model, "", lora=growth.lora if phase == "diverge" else None)
                 model, stage, grown_at = section_of(plan.model_after), stage + 1, step
-        flops += TOKENS * skeleton(model).flops_per_token(model.context)
+            spent = skeleton(model).flops_per_token(model.context)
+        flops += TOKENS * spent
     return flops
 
 
