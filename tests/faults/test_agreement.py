@@ -1,13 +1,12 @@
 """Ranks whose program, configuration or data differ do not begin: host, rank, key and both values are named."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from dsllm.training.monitor import METRICS
-from tests.launching import DEEPSPEED, environment, run
+from tests.forked import forked
 
 SCRIPT = """
 import os, sys
@@ -27,7 +26,7 @@ def disagreeing(tmp_path: Path, recipe: Path, options: str = "|", other: str = "
     """Two ranks with the options before and after the bar; gives what they say, having exited with 2."""
     script = tmp_path / "disagreeing.py"
     script.write_text(SCRIPT.replace("OTHER", other))
-    return run([*DEEPSPEED, "--num_gpus", 2, script, "--config", recipe, "--run_dir", tmp_path / "run", options], 2)
+    return forked([script, "--config", recipe, "--run_dir", tmp_path / "run", options], ranks=2, expect=2)
 
 
 @pytest.mark.slow
@@ -57,13 +56,6 @@ def test_another_manifest_of_the_same_folder_is_named(recipe, data_folder, tmp_p
     # The same path on each rank, as on hosts with disks of their own.
     link = f"os.chdir({str(tmp_path)!r} + '/' + ('yours' if os.environ['RANK'] == '1' else 'mine'))"
     zero = Path("ds_configs/zero0.json").resolve()
-    options = f"--data.path=data --train.ds_config={zero}"
-    script = tmp_path / "disagreeing.py"
-    script.write_text(SCRIPT.replace("OTHER", link))
-    done = subprocess.run(
-        [str(word) for word in (*DEEPSPEED, "--num_gpus", 2, script, "--config", recipe, *options.split(),
-                                "--run_dir", tmp_path / "run", "|")],
-        env={**environment(), "PYTHONPATH": str(Path.cwd())}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "data.path data (its manifest.json): " in done.stdout + done.stderr
+    same = f"--data.path=data --train.ds_config={zero}"
+    output = disagreeing(tmp_path, recipe, "|", f"sys.argv += {same.split()}\n{link}")
+    assert "data.path data (its manifest.json): " in output

@@ -15,6 +15,7 @@ import pytest
 from dsllm.store import TensorStore
 from dsllm.training.checkpoints import MARKER, complete_checkpoints
 from dsllm.training.monitor import read_metrics
+from tests.forked import forked
 from tests.multihost.hosts import REPOSITORY, Cluster
 
 pytestmark = [pytest.mark.multihost, pytest.mark.slow(seconds=12)]
@@ -86,11 +87,10 @@ monitor: {{log_every: 1, tensorboard: false}}
 
 
 @pytest.fixture(scope="module")
-def alone(cluster: Cluster, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """The same run as one process, without a launcher."""
     job = Job(0, recipe, tmp_path_factory.mktemp("alone"))
-    done = cluster.run(["python", *job.arguments])
-    assert done.returncode == 0, done.stdout
+    forked(job.arguments)
     return job
 
 

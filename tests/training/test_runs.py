@@ -228,18 +228,7 @@ def test_a_full_disk_ends_the_run_with_a_message_and_keeps_the_checkpoint_before
 def test_a_gradient_that_is_no_number_is_skipped_and_training_goes_on(stage, recipe, tmp_path):
     script = tmp_path / "poisoned.py"
     script.write_text(POISONED)
-    run(
-        [
-            sys.executable,
-            script,
-            "--config",
-            recipe,
-            "--run_dir",
-            tmp_path,
-            "--train.ds_config",
-            f"ds_configs/{stage}.json",
-        ]
-    )
+    python(script, "--config", recipe, "--run_dir", tmp_path, f"--train.ds_config=ds_configs/{stage}.json")
     events = [(r["event"], r["step"]) for r in read_metrics(tmp_path) if r["kind"] == "event"]
     assert events == [("start", 0), ("skipped step", 3), ("end", 8)]
     values = losses(tmp_path)
