@@ -147,6 +147,7 @@ def test_the_hub_that_cannot_be_reached_is_one_message_without_a_traceback(tmp_p
 def test_a_signal_that_a_library_takes_for_an_error_of_its_own_is_no_traceback(source, tmp_path: Path, number):
     program = (
         "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # it is ignored in the background of a script
         "from data_prep import cli\n"
         "def takes_it_for_its_own(*args):\n"
         "    try:\n"
