@@ -16,7 +16,7 @@ import yaml
 from dsllm.training.checkpoints import checkpoint_name, complete_checkpoints
 from dsllm.training.monitor import read_metrics
 from tests.multihost.hosts import REPOSITORY, Cluster, name_of
-from tests.multihost.test_training import write_tokens
+from tests.multihost.tokens import write_tokens
 
 STEPS, SAVED, LOST_AFTER = 200, 10, 6
 

@@ -14,8 +14,9 @@ from tests.multihost.hosts import REPOSITORY, Cluster, hosts, missing_requiremen
 
 pytestmark = [pytest.mark.multihost, pytest.mark.slow(seconds=65)]
 
-LOST = [fault for fault in FAULTS if fault.hosts == 1]
-"""Those that leave one host."""
+CUT, POWER = (fault for fault in FAULTS if fault.hosts == 1)
+RUNS = [[*(fault for fault in FAULTS if fault.hosts == 2), CUT], [POWER]]
+"""What happens to each, one after the other; what leaves one host comes last."""
 
 
 @pytest.fixture
@@ -40,11 +41,7 @@ def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return job.losses()
 
 
-@pytest.mark.parametrize(
-    "faults",
-    [[*(fault for fault in FAULTS if fault.hosts == 2), LOST[0]], LOST[1:]],  # one after the other happens to one run
-    ids=lambda faults: ", ".join(fault.name for fault in faults),
-)
+@pytest.mark.parametrize("faults", RUNS, ids=lambda faults: ", ".join(fault.name for fault in faults))
 def test_all_ends_and_names_what_is_lost_and_the_same_command_goes_on(
     faults: list[Fault], cluster: Cluster, recipe: Path, undisturbed: dict[int, float], tmp_path: Path
 ) -> None:

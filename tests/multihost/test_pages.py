@@ -6,7 +6,7 @@ import pytest
 
 from dsllm.training.monitor import read_metrics
 from tests.multihost.hosts import Cluster
-from tests.multihost.test_training import write_tokens
+from tests.multihost.tokens import write_tokens
 from tests.test_docs import commands
 
 pytestmark = [pytest.mark.multihost, pytest.mark.slow]
